@@ -1,0 +1,48 @@
+"""The configuration: closed, typed, one file for both processes."""
+
+from bond_core.config.engine import (
+    EngineConfig,
+    FakeEngineConfig,
+    LocalEngineConfig,
+    ModelConfig,
+)
+from bond_core.config.loading import BondConfig, load_config
+from bond_core.config.scorer import ClassifierScorerConfig, FunctionScorerConfig, ScorerConfig
+from bond_core.config.serving import (
+    ArmsConfig,
+    SamplingConfig,
+    ServerConfig,
+    SplitConfig,
+    StoreConfig,
+)
+from bond_core.config.trainer import (
+    EvaluationConfig,
+    GateConfig,
+    JBondConfig,
+    LoraConfig,
+    TrainerConfig,
+    WinnersConfig,
+)
+
+__all__ = [
+    "ArmsConfig",
+    "BondConfig",
+    "ClassifierScorerConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "FakeEngineConfig",
+    "FunctionScorerConfig",
+    "GateConfig",
+    "JBondConfig",
+    "LocalEngineConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "SamplingConfig",
+    "ScorerConfig",
+    "ServerConfig",
+    "SplitConfig",
+    "StoreConfig",
+    "TrainerConfig",
+    "WinnersConfig",
+    "load_config",
+]

@@ -1,0 +1,135 @@
+"""How the trainer learns, evaluates and proposes."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bond_core.config.base import Section
+
+
+class LoraConfig(Section):
+    """The shape of the adapter."""
+
+    rank: int = Field(default=16, ge=1, le=512)
+    """Rank of the factors."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The delta is alpha / rank times the product of the factors."""
+    freeze_a: bool = True
+    """Train B alone: the product is then linear in the parameters, so that the moving average of
+    the factors is exactly the moving average of the weights."""
+    target_modules: str | list[str] = "all-linear"
+    """PEFT's names; never the output head or the embeddings, which vLLM cannot serve."""
+
+
+class JBondConfig(Section):
+    """J-BOND (arXiv 2407.14622, Algorithm 2), minimising
+    (1 - beta) * forward + beta * backward + gamma * regulariser."""
+
+    type: Literal["jbond"] = "jbond"
+    """Names this objective."""
+    beta: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the backward term."""
+    gamma: float = Field(default=0.0, ge=0)
+    """Weight of KL(policy || anchor)."""
+    eta: float = Field(default=0.02, ge=0, le=1)
+    """Rate of the anchor's exponential moving average; 1 is a hard update each step."""
+    num_anchor_samples: int = Field(default=4, ge=2)
+    """Anchor samples per prompt; the paper's 2, or more for lower variance at the same mean."""
+    num_policy_samples: int = Field(default=1, ge=1)
+    """Policy samples per prompt."""
+    baseline: Literal["none", "batch", "group"] = "batch"
+    """Leave-one-out mean of the other returns: of the batch, of the prompt's own, or none."""
+
+
+ObjectiveConfig = JBondConfig
+
+
+class WinnersConfig(Section):
+    """The forward part on winners of logged Best-of-N requests, before J-BOND begins."""
+
+    enabled: bool = True
+    """Off starts J-BOND from the reference."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Of AdamW in this phase."""
+    rows_per_step: int = Field(default=64, ge=1)
+    """Winners in one update."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the rows."""
+    max_rows: int = Field(default=8192, ge=1)
+    """Rows per phase; the newest are taken."""
+    min_rows: int = Field(default=256, ge=1)
+    """With fewer qualifying rows the phase is skipped."""
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation, run on a schedule and before every proposal."""
+
+    every_steps: int = Field(default=50, ge=1)
+    """J-BOND steps between evaluations."""
+    num_prompts: int = Field(default=64, ge=2)
+    """Held-out prompts per evaluation."""
+    samples_per_prompt: int = Field(default=4, ge=1)
+    """Fresh answers of policy and incumbent per prompt."""
+    reference_samples_per_prompt: int = Field(default=16, ge=2)
+    """Drawn once per prompt and kept: they give the quantile, and Best-of-N's reward."""
+    gate_prompts: Path | None = None
+    """JSON lines of held-out prompts for the gate; without, those of the log's gate half."""
+    report_prompts: Path | None = None
+    """JSON lines of held-out prompts for published numbers; without, the log's report half."""
+    min_prompts: int = Field(default=16, ge=2)
+    """While the held-out half has fewer prompts, nothing is evaluated or proposed."""
+
+
+class GateConfig(Section):
+    """What a challenger has to show on the gate half of the held-out prompts."""
+
+    level: float = Field(default=0.05, gt=0, lt=0.5)
+    """Probability of ever promoting a version without gain, over all challengers to come (LOND)."""
+    min_gain: float = Field(default=0.0, ge=0)
+    """Smallest reward difference to the incumbent that its lower bound must exceed."""
+    kl_budget_nats: float = Field(default=4.0, gt=0)
+    """Upper bound on KL to the reference, per answer."""
+    max_length_ratio: float = Field(default=1.5, gt=1)
+    """Longest mean answer against the reference's."""
+    judge_margin: float = Field(default=0.25, ge=0)
+    """How far below the reference the lower bound of the judge's mean may be, in standard
+    deviations of the judge's scores of the reference's answers to one prompt."""
+
+
+class TrainerConfig(Section):
+    """The learner and its schedule."""
+
+    objective: Annotated[ObjectiveConfig, Field()] = JBondConfig()
+    lora: LoraConfig = LoraConfig()
+    winners: WinnersConfig = WinnersConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW, constant after the warm-up."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Steps over which the rate rises linearly."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    prompts_per_step: int = Field(default=32, ge=1)
+    """Prompts of one J-BOND step."""
+    max_steps: int = Field(default=0, ge=0)
+    """Stop after so many J-BOND steps; 0 goes on for ever."""
+    rollout_rows: int = Field(default=160, ge=1)
+    """Completions that the trainer decodes at once; more wait."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longer prompts are not learned from; they are counted."""
+    max_epochs: int = Field(default=3, ge=1)
+    """How often one logged prompt may be used when training runs ahead of the traffic."""
+    checkpoint_every_steps: int = Field(default=25, ge=1)
+    """Steps between resumable states."""
+    claim_lease_s: float = Field(default=300.0, gt=0)
+    """How long claimed rows stay reserved if the trainer dies."""
+    poll_s: float = Field(default=1.0, gt=0)
+    """How often an idle trainer looks for new prompts."""
+    seed: int = 0
+    """Of initialisation, order and sampling of rollouts."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of the process."""
+    nice: int = Field(default=10, ge=0, le=19)
+    """Lowers the process's priority, so that serving on the same cores goes first."""

@@ -1,0 +1,86 @@
+"""Every error that crosses a package boundary.
+
+    BondError
+    ├── InvalidRequestError         the caller's mistake; `param` names the field
+    │   ├── PromptTooLongError
+    │   └── UnknownModelError       no such model id or policy version
+    ├── ConfigError                 a configuration file, flag or variable is wrong
+    ├── ModelLoadError              a model or reward model cannot be loaded
+    ├── AdapterError                an adapter directory is incomplete, altered or does not fit
+    │   └── ProbeError              loaded, but what is served is not this version
+    ├── UnknownVersionError         the engine does not hold this version
+    ├── EngineUnavailableError      the engine cannot answer now
+    ├── ScoringError                a scorer failed, or returned something that is not a score
+    ├── PolicyStateError            a policy version may not change in this way
+    └── StoreUnavailableError       the store cannot commit now
+
+Each message says what is wrong and what to do. The gateway maps classes to HTTP in one table.
+"""
+
+
+class BondError(Exception):
+    """Root of the tree."""
+
+    @property
+    def message(self) -> str:
+        """The text for people."""
+        return str(self)
+
+
+class InvalidRequestError(BondError):
+    """The request is wrong; `param` is the field that is at fault, if one is."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class PromptTooLongError(InvalidRequestError):
+    """The prompt leaves no room for an answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="messages", code="context_length_exceeded")
+
+
+class UnknownModelError(InvalidRequestError):
+    """No model id or policy version of that name is served."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model", code="model_not_found")
+
+
+class ConfigError(BondError):
+    """The configuration is wrong; the message names the key and the nearest valid one."""
+
+
+class ModelLoadError(BondError):
+    """A model or reward model cannot be loaded: which, why, what to do."""
+
+
+class AdapterError(BondError):
+    """An adapter directory is half written, altered or made for another model."""
+
+
+class ProbeError(AdapterError):
+    """What the engine serves under a version's name is not that version."""
+
+
+class UnknownVersionError(BondError):
+    """The engine does not hold this policy version."""
+
+
+class EngineUnavailableError(BondError):
+    """The engine cannot answer now."""
+
+
+class ScoringError(BondError):
+    """The scorer failed or returned something that is not a finite number."""
+
+
+class PolicyStateError(BondError):
+    """A policy version does not exist, exists already, or may not go to that state."""
+
+
+class StoreUnavailableError(BondError):
+    """The store cannot commit now."""

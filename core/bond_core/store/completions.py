@@ -1,0 +1,272 @@
+"""The log of completions: written before an answer is sent, read by the trainer and the report."""
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from bond_core.holdout import Split
+from bond_core.store.claims import Lease, claim_learnable
+from bond_core.store.database import Database, in_chunks, refused
+from bond_core.store.records import ArmSummary, CompletionRecord, Source
+from bond_core.store.rows import CompletionRows, Row, decode, decode_messages, encode, finite
+from bond_core.store.tables import EXACT_BEST_OF, UNSCORED, completions, contents
+from bond_core.store.traffic import summarise_traffic
+from bond_core.store.writer import GroupCommit
+from bond_core.types import Message
+
+_PROMPTS_PAGE = 512
+"""Rows that are read at once in search of distinct prompts."""
+_ANNOTATIONS = ("score", "judge_score", "gold_score", "log_ratio")
+
+_joined = sa.select(
+    completions,
+    contents.c.messages,
+    contents.c.prompt_tokens,
+    contents.c.candidates,
+    contents.c.candidate_tokens,
+).join_from(completions, contents)
+_insert = completions.insert().returning(completions.c.seq, completions.c.id)
+_annotate = (
+    completions.update()
+    .where(completions.c.id == sa.bindparam("row_id"))
+    .values(
+        {
+            name: sa.func.coalesce(
+                sa.bindparam(f"new_{name}", type_=sa.Double), completions.c[name]
+            )
+            for name in _ANNOTATIONS
+        }
+    )
+)
+
+
+class Completions:
+    """Every completion that was answered, with all its candidates.
+
+    `seq` numbers rows in the order in which they were inserted. With several writers a lower
+    number can become visible after a higher one (PostgreSQL numbers a row before it is committed),
+    so having seen `seq` says nothing about lower ones: a reader keeps its watermark behind.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        group_commit_rows: int,
+        commit_timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._records = GroupCommit[CompletionRows, int](
+            database, _insert_rows, max_rows=group_commit_rows, timeout_s=commit_timeout_s
+        )
+        self._annotations = GroupCommit[Row, None](
+            database, _annotate_rows, max_rows=group_commit_rows, timeout_s=commit_timeout_s
+        )
+
+    @property
+    def commits(self) -> int:
+        """Transactions that `record` has used so far."""
+        return self._records.commits
+
+    async def record(self, record: CompletionRecord) -> int:
+        """Commit one completion; returns its `seq` once the row is durable.
+
+        Raises `StoreUnavailableError` when the row was refused or not committed in time. After
+        that (and after a cancellation) the row is not in the log, unless its transaction had
+        already begun: then it may be there though its caller was answered with an error, never
+        the other way round.
+        """
+        return await self._records.submit(encode(record))
+
+    async def record_many(self, records: Iterable[CompletionRecord]) -> None:
+        """Commit many completions in one transaction: all of them, or none.
+
+        Raises `StoreUnavailableError` for none.
+        """
+        rows = [encode(record) for record in records]
+
+        def insert(connection: Connection) -> None:
+            for chunk in in_chunks(rows):
+                _insert_rows(connection, chunk)
+
+        try:
+            await self._database.write(insert)
+        except SQLAlchemyError as error:
+            raise refused(error) from error
+
+    async def annotate(
+        self,
+        id: str,
+        *,
+        score: float | None = None,
+        judge_score: float | None = None,
+        gold_score: float | None = None,
+        log_ratio: float | None = None,
+    ) -> None:
+        """Set the numbers that are given, leave the others as they are. Shares its commit.
+
+        Raises `ScoringError` for a number that is not finite.
+        """
+        given = (score, judge_score, gold_score, log_ratio)
+        row: Row = {
+            f"new_{name}": finite(name, value)
+            for name, value in zip(_ANNOTATIONS, given, strict=True)
+        }
+        await self._annotations.submit({"row_id": id, **row})
+
+    async def get(self, id: str) -> CompletionRecord | None:
+        """The completion of this id."""
+
+        def select(connection: Connection) -> CompletionRecord | None:
+            row = connection.execute(_joined.where(completions.c.id == id)).mappings().first()
+            return None if row is None else decode(row)
+
+        return await self._database.read(select)
+
+    async def unscored(self, limit: int, *, after_seq: int = 0) -> list[CompletionRecord]:
+        """Answered rows with their content kept that lack a score, oldest first.
+
+        A distilled row at standard sampling also waits for its log-ratio. A row that cannot be
+        scored stays here: step over it with `after_seq`.
+        """
+        query = _joined.where(UNSCORED, completions.c.seq > after_seq)
+        return await self._database.read(
+            lambda c: _records(c, query.order_by(completions.c.seq).limit(limit))
+        )
+
+    async def claim(
+        self,
+        holder: str,
+        limit: int,
+        lease_s: float,
+        *,
+        after_seq: int = 0,
+        exclude: Collection[int] = (),
+    ) -> list[CompletionRecord]:
+        """Rows that the trainer may learn from, now held by `holder` for `lease_s` seconds.
+
+        They have consent, content, standard sampling, the train split, status ok, and are not
+        degraded; they come in the order of `seq`. Rows that another holder has claimed are left
+        out until its lease ends; the holder's own are given again, with a new lease.
+
+        What was consumed is the caller's to know: `after_seq` is a watermark below which it wants
+        nothing more, `exclude` what it has consumed above. Because a lower `seq` can become
+        visible after a higher one, and a row that is just being annotated is passed over, the
+        watermark should stay behind the newest row consumed.
+        """
+        consumed = frozenset(exclude)
+
+        def take(connection: Connection) -> list[int]:
+            lease = Lease(holder, now=self._clock(), until=self._clock() + lease_s)
+            return claim_learnable(connection, lease, limit, after_seq, consumed)
+
+        seqs = await self._database.write(take)
+        return await self._database.read(lambda connection: _by_seq(connection, seqs))
+
+    async def winners(
+        self, best_of_at_least: int, limit: int, *, exclude: Collection[int] = ()
+    ) -> list[CompletionRecord]:
+        """Logged Best-of-N rows whose N candidates are exactly N draws from the reference.
+
+        All candidates present and scored, N at least `best_of_at_least`, otherwise as `claim`;
+        newest first.
+        """
+        excluded = frozenset(exclude)
+        query = sa.select(completions.c.seq).where(
+            EXACT_BEST_OF, completions.c.best_of >= best_of_at_least
+        )
+
+        def select(connection: Connection) -> list[CompletionRecord]:
+            newest_first = connection.execute(query.order_by(completions.c.seq.desc())).scalars()
+            kept = (seq for seq in newest_first if seq not in excluded)
+            found = _by_seq(connection, list(itertools.islice(kept, limit)))
+            return found[::-1]
+
+        return await self._database.read(select)
+
+    async def prompts_of(self, split: Split, limit: int) -> list[tuple[Message, ...]]:
+        """The oldest prompts on one side of the held-out split, one per first user message.
+
+        Rows whose content is kept with consent; whether and how they were answered plays no part.
+        Repetitions do not count towards `limit`.
+        """
+        query = (
+            sa.select(completions.c.seq, contents.c.messages)
+            .join_from(completions, contents)
+            .where(
+                completions.c.split == split.value,
+                completions.c.may_train,
+                contents.c.messages.is_not(None),
+            )
+            .order_by(completions.c.seq)
+            .limit(_PROMPTS_PAGE)
+        )
+        found: dict[str, tuple[Message, ...]] = {}
+        after_seq = 0
+        while len(found) < limit:
+            page = query.where(completions.c.seq > after_seq)
+            rows = await self._database.read(lambda c, page=page: c.execute(page).all())
+            for _, encoded in rows:
+                messages = decode_messages(encoded)
+                found.setdefault(_opening(messages), messages)
+            if len(rows) < _PROMPTS_PAGE:
+                break
+            after_seq = rows[-1].seq
+        return list(found.values())[:limit]
+
+    async def count(self) -> int:
+        """Rows in the log."""
+        query = sa.select(sa.func.count()).select_from(completions)
+        return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+
+    async def summarise(
+        self, *, source: Source = "traffic", since: float | None = None, by_version: bool = False
+    ) -> list[ArmSummary]:
+        """Traffic per arm (and per policy version, if asked), since a time in Unix seconds."""
+        return await self._database.read(
+            lambda connection: summarise_traffic(connection, source, since, by_version)
+        )
+
+    async def close(self) -> None:
+        """Commit what waits."""
+        await self._records.close()
+        await self._annotations.close()
+
+
+def _opening(messages: Sequence[Message]) -> str:
+    """What the held-out split goes by: the first user message, white space collapsed."""
+    first = next((m for m in messages if m.role == "user"), messages[0])
+    return " ".join(first.content.split())
+
+
+def _insert_rows(connection: Connection, rows: Sequence[CompletionRows]) -> list[int]:
+    inserted = connection.execute(_insert, [row.main for row in rows]).all()
+    seqs = {id: seq for seq, id in inserted}
+    ordered = [seqs[row.main["id"]] for row in rows]
+    bulk = [{"seq": seq, **row.content} for seq, row in zip(ordered, rows, strict=True)]
+    connection.execute(contents.insert(), bulk)
+    return ordered
+
+
+def _annotate_rows(connection: Connection, rows: Sequence[Row]) -> list[None]:
+    connection.execute(_annotate, list(rows))
+    return [None] * len(rows)
+
+
+def _by_seq(connection: Connection, seqs: Sequence[int]) -> list[CompletionRecord]:
+    found: list[CompletionRecord] = []
+    for chunk in in_chunks(sorted(seqs)):
+        query = _joined.where(completions.c.seq.in_(chunk)).order_by(completions.c.seq)
+        found.extend(_records(connection, query))
+    return found
+
+
+def _records(
+    connection: Connection, query: sa.Select[tuple[object, ...]]
+) -> list[CompletionRecord]:
+    return [decode(row) for row in connection.execute(query).mappings()]

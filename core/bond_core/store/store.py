@@ -1,0 +1,122 @@
+"""The store as one object: opened in one place, passed down, closed at the end."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError
+
+from bond_core.errors import ConfigError, StoreUnavailableError
+from bond_core.store.completions import Completions
+from bond_core.store.database import Database, Durability
+from bond_core.store.evaluations import Evaluations
+from bond_core.store.gateway_lock import GatewayLock
+from bond_core.store.leases import Leases
+from bond_core.store.migrate import MIGRATION_TIMEOUT_S, require_current, upgrade
+from bond_core.store.policies import Policies
+from bond_core.store.sqlite import SQLiteDatabase, database_file
+from bond_core.store.training import Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Everything that is kept: the log, the policies, their evaluations, the trainer's state."""
+
+    database: Database
+    completions: Completions
+    policies: Policies
+    evaluations: Evaluations
+    training: Training
+    leases: Leases
+    gateway_lock: GatewayLock | None = field(default=None)
+
+    async def ping(self) -> None:
+        """Raise `StoreUnavailableError` unless a transaction can be begun and committed now."""
+        await self.database.write(lambda connection: connection.execute(sa.select(1)).scalar_one())
+
+    async def close(self) -> None:
+        """Commit what waits, then let go of the database. Closing twice does nothing."""
+        await self.completions.close()
+        await self.database.close()
+        if self.gateway_lock is not None:
+            self.gateway_lock.release()
+
+
+async def open_store(
+    url: str,
+    durability: Durability = "process",
+    group_commit_rows: int = 256,
+    commit_timeout_s: float = 10.0,
+    *,
+    migrate: bool = True,
+    exclusive_gateway: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> Store:
+    """Open a SQLite file (made if missing) or a PostgreSQL database, and bring it up to date.
+
+    With `migrate=False` the tables must be current. `exclusive_gateway` is the gateway's: over
+    SQLite a second one is refused. `clock` gives Unix seconds for leases and claims.
+
+    Raises `ConfigError` for a URL, a second gateway or tables that cannot be used, and
+    `StoreUnavailableError` when the database does not answer.
+    """
+    database, lock = _open_database(url, durability, commit_timeout_s, exclusive_gateway)
+    try:
+        if migrate:
+            await database.write(upgrade, timeout_s=MIGRATION_TIMEOUT_S)
+        await database.read(require_current)
+    except BaseException:
+        await database.close()
+        if lock is not None:
+            lock.release()
+        raise
+    return Store(
+        database=database,
+        completions=Completions(
+            database,
+            group_commit_rows=group_commit_rows,
+            commit_timeout_s=commit_timeout_s,
+            clock=clock,
+        ),
+        policies=Policies(database, clock),
+        evaluations=Evaluations(database),
+        training=Training(database),
+        leases=Leases(database, clock),
+        gateway_lock=lock,
+    )
+
+
+def _open_database(
+    url: str, durability: Durability, timeout_s: float, exclusive_gateway: bool
+) -> tuple[Database, GatewayLock | None]:
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(f"store.url {url!r} is not a database URL: {error}") from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        file = database_file(parsed)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = GatewayLock(file) if exclusive_gateway else None
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"the store's folder {file.parent} cannot be used: {error.strerror}; check "
+                "data_dir and its permissions"
+            ) from error
+        return SQLiteDatabase(parsed, durability, timeout_s), lock
+    if backend in ("postgresql", "postgres"):
+        return _open_postgres(parsed, durability, timeout_s), None
+    raise ConfigError(f"store.url names {backend!r}; the store runs on sqlite and postgresql")
+
+
+def _open_postgres(url: sa.URL, durability: Durability, timeout_s: float) -> Database:
+    try:
+        from bond_core.store.postgres import PostgresDatabase
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"store.url is PostgreSQL and {error.name} is missing: run "
+            'pip install "bondserve[postgres]"'
+        ) from None
+    return PostgresDatabase(url, durability, timeout_s)

@@ -1,0 +1,9 @@
+"""Fixtures of the core's tests."""
+
+from databases import (  # noqa: F401
+    database_url,
+    empty_database_url,
+    open_store_at,
+    postgres,
+    store,
+)

@@ -1,0 +1,142 @@
+"""Opening: which URLs, which settings of the database, how many gateways."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from databases import OpenStoreAt, PostgresServer
+from sqlalchemy import Connection
+from stored import completion
+
+from bond_core.errors import ConfigError, StoreUnavailableError
+from bond_core.store import open_store
+
+
+def pragma(name: str) -> Callable[[Connection], object]:
+    def read(connection: Connection) -> object:
+        return connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+
+    return read
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("process", 1), ("power", 2)])
+async def test_sqlite_is_set_up_for_its_durability(
+    tmp_path: Path, open_store_at: OpenStoreAt, durability: str, synchronous: int
+) -> None:
+    file = tmp_path / "new" / "folder" / "bond.db"
+    store = await open_store_at(f"sqlite+aiosqlite:///{file}", durability=durability)
+    assert file.exists()
+    for run in (store.database.write, store.database.read):
+        assert await run(pragma("journal_mode")) == "wal"
+        assert await run(pragma("foreign_keys")) == 1
+        assert await run(pragma("busy_timeout")) == 5000
+        assert await run(pragma("synchronous")) == synchronous
+    assert await store.database.read(pragma("query_only")) == 1
+    assert await store.database.write(pragma("query_only")) == 0
+
+
+@pytest.mark.parametrize(("durability", "setting"), [("process", "off"), ("power", "on")])
+async def test_postgresql_is_set_up_for_its_durability(
+    postgres: PostgresServer, open_store_at: OpenStoreAt, durability: str, setting: str
+) -> None:
+    url = postgres.migrated()
+    store = await open_store_at(url, durability=durability)
+
+    def show(connection: Connection) -> object:
+        return connection.exec_driver_sql("SHOW synchronous_commit").scalar_one()
+
+    assert await store.database.write(show) == setting
+    assert await store.database.read(show) == setting
+
+
+async def test_a_reader_cannot_write(store_url_sqlite: str, open_store_at: OpenStoreAt) -> None:
+    store = await open_store_at(store_url_sqlite)
+    with pytest.raises(StoreUnavailableError, match="readonly"):
+        await store.database.read(lambda c: c.exec_driver_sql("DELETE FROM policies").close())
+    assert await store.policies.active() == "v0000"
+
+
+@pytest.fixture
+def store_url_sqlite(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path / 'bond.db'}"
+
+
+async def test_what_was_written_is_there_after_reopening(
+    database_url: str, open_store_at: OpenStoreAt
+) -> None:
+    first = await open_store_at(database_url)
+    await first.completions.record(completion("a"))
+    await first.close()
+    await first.close()
+    again = await open_store_at(database_url)
+    assert await again.completions.count() == 1
+
+
+async def test_sqlite_takes_one_gateway_beside_any_trainer(store_url_sqlite: str) -> None:
+    gateway = await open_store(store_url_sqlite, exclusive_gateway=True)
+    trainer = await open_store(store_url_sqlite)
+    with pytest.raises(ConfigError, match=r"another gateway \(process \d+\).*PostgreSQL"):
+        await open_store(store_url_sqlite, exclusive_gateway=True)
+    await trainer.ping()
+    await trainer.close()
+    await gateway.ping()  # the refused one has not disturbed it
+    await gateway.close()
+    successor = await open_store(store_url_sqlite, exclusive_gateway=True)
+    await successor.close()
+
+
+async def test_postgresql_takes_many_gateways(
+    postgres: PostgresServer, open_store_at: OpenStoreAt
+) -> None:
+    url = postgres.migrated()
+    one = await open_store_at(url, exclusive_gateway=True)
+    other = await open_store_at(url, exclusive_gateway=True)
+    await one.completions.record(completion("a"))
+    assert await other.completions.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("not a url", "is not a database URL"),
+        ("mysql://localhost/bond", "'mysql'; the store runs on sqlite and postgresql"),
+        ("sqlite+aiosqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+    ],
+)
+async def test_urls_that_cannot_be_used(url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        await open_store(url)
+
+
+async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreUnavailableError, match="check data_dir"):
+        await open_store(f"sqlite:///{tmp_path}/file/bond.db")
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "bond.db").write_bytes(b"this is a text, and a rather long one at that. " * 100)
+    with pytest.raises(StoreUnavailableError, match="not a database"):
+        await open_store(f"sqlite:///{tmp_path}/bond.db")
+
+
+@pytest.mark.parametrize("host", ["/nonexistent", "127.0.0.1"])
+async def test_a_server_that_is_not_there(host: str, unused_tcp_port: int) -> None:
+    with pytest.raises(StoreUnavailableError, match="Check that the database is up"):
+        await open_store(f"postgresql://postgres@/bond?host={host}&port={unused_tcp_port}")
+
+
+async def test_a_database_that_is_not_there(postgres: PostgresServer) -> None:
+    with pytest.raises(StoreUnavailableError, match='"nothing" does not exist'):
+        await open_store(postgres.url("nothing"))
+
+
+async def test_a_server_that_ends_the_connections_is_reconnected_to(
+    postgres: PostgresServer, open_store_at: OpenStoreAt
+) -> None:
+    store = await open_store_at(postgres.migrated())
+    await store.completions.record(completion("a"))
+    postgres.disconnect_all()
+    assert await store.completions.record(completion("b")) == 2
+    assert await store.completions.count() == 2

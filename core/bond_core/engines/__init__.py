@@ -1,0 +1,30 @@
+"""Engines: software that samples from a policy and scores tokens under it.
+
+`build_engine` is the door. It imports an implementation only when the configuration asks for it,
+so that a process without torch can still use the others.
+"""
+
+from bond_core.config import EngineConfig, LocalEngineConfig, ModelConfig
+from bond_core.engines.base import Engine, EngineInfo
+from bond_core.errors import ModelLoadError
+
+__all__ = ["Engine", "EngineInfo", "build_engine"]
+
+
+def build_engine(config: EngineConfig, model: ModelConfig) -> Engine:
+    """The engine that `config` describes, not yet started.
+
+    Raises `ModelLoadError` with the command to run if the packages it needs are not installed.
+    """
+    if isinstance(config, LocalEngineConfig):
+        try:
+            from bond_core.engines.local import LocalEngine
+        except ModuleNotFoundError as error:
+            raise ModelLoadError(
+                f"the local engine needs the package {error.name!r}, which is not installed: "
+                "run  pip install 'bondserve[local]'"
+            ) from error
+        return LocalEngine(config, model)
+    from bond_core.engines.fake import FakeEngine
+
+    return FakeEngine(config, model)

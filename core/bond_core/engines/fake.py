@@ -1,0 +1,269 @@
+"""A deterministic engine without a model: a real law over tokens, made of hashes.
+
+Each position of an answer has a distribution that depends on the version, the prompt and the
+position. Sampling parameters act on it as on a model's logits, so that what `generate` reports is
+what `token_logprobs` finds. The same request gives the same answer, always: the noise is a hash
+too, seed or no seed.
+"""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bond_core.config import FakeEngineConfig, ModelConfig
+from bond_core.engines.base import EngineInfo
+from bond_core.engines.fake_language import (
+    END_TOKEN,
+    VOCAB_SIZE,
+    FakeTokenizer,
+    Law,
+    adjusted,
+    base_logits,
+    plain_law,
+    prompt_key,
+)
+from bond_core.engines.limits import check_sampling, check_scoring_temperature, room_for_answer
+from bond_core.engines.text import IncrementalText
+from bond_core.errors import (
+    AdapterError,
+    BondError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    UnknownVersionError,
+)
+from bond_core.types import (
+    REFERENCE_VERSION,
+    Completion,
+    Conversation,
+    FinishReason,
+    Generation,
+    SamplingParams,
+    TextDelta,
+)
+
+MAX_CONTEXT_TOKENS = 4096
+
+
+class FakeEngine:
+    """Engine protocol without a model; for tests, demonstrations and client development.
+
+    `failure`, when set, is what every call raises, and `health` turns false. `in_progress` counts
+    completions that hold capacity now, `drawn` those that have ended.
+    """
+
+    def __init__(self, config: FakeEngineConfig, model: ModelConfig) -> None:
+        self._delay_s = config.delay_s
+        self._name = model.served_name
+        self._capacity = asyncio.Semaphore(config.capacity)
+        self._closed = asyncio.Event()
+        self._started = False
+        self._tokenizer = FakeTokenizer()
+        self._versions = [REFERENCE_VERSION]
+        self.failure: BondError | None = None
+        self.in_progress = 0
+        self.drawn = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is served. Raises `EngineUnavailableError` before `start`."""
+        if not self._started:
+            raise EngineUnavailableError("the fake engine has not been started: await start()")
+        return EngineInfo(
+            base_model=self._name,
+            tokenizer_sha256=hashlib.sha256(b"bondserve fake tokenizer").hexdigest(),
+            max_context_tokens=MAX_CONTEXT_TOKENS,
+            adapters=True,
+            logprob_noise_nats=1e-9,
+            base_revision=hashlib.sha256(b"bondserve fake model").hexdigest(),
+        )
+
+    async def start(self) -> None:
+        """Nothing to load."""
+        self._started = True
+
+    async def generate(
+        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+    ) -> Generation:
+        """See `Engine.generate`. Each completion takes `delay_s` and a place of the capacity."""
+        prompt_token_ids, room = self._admitted(version, prompt, params, n)
+        if self._delay_s == 0 and not self._capacity.locked():
+            drawn = [self._draw(version, prompt_token_ids, params, i, room) for i in range(n)]
+            return Generation(prompt_token_ids, tuple(drawn))
+
+        async def draw(index: int) -> Completion:
+            async with self._place():
+                await self._work(self._delay_s)
+                return self._draw(version, prompt_token_ids, params, index, room)
+
+        tasks = [asyncio.create_task(draw(index)) for index in range(n)]
+        try:
+            return Generation(prompt_token_ids, tuple(await asyncio.gather(*tasks)))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stream(
+        self, version: str, prompt: Conversation, params: SamplingParams
+    ) -> AsyncIterator[TextDelta]:
+        """See `Engine.stream`. The delay is spread over the pieces."""
+        prompt_token_ids, room = self._admitted(version, prompt, params, 1)
+        async with self._place():
+            completion = self._draw(version, prompt_token_ids, params, 0, room)
+            text = IncrementalText(self._tokenizer, params.stop)
+            pause_s = self._delay_s / len(completion.token_ids)
+            for token_id in completion.token_ids:
+                if pause_s:
+                    await self._work(pause_s)
+                if token_id != END_TOKEN and (piece := text.push(token_id)):
+                    yield TextDelta(piece)
+            rest = text.finish()
+            yield TextDelta(rest, completion, prompt_token_ids)
+
+    async def token_logprobs(
+        self,
+        version: str,
+        prompt_token_ids: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        temperature: float = 1.0,
+    ) -> list[tuple[float, ...]]:
+        """See `Engine.token_logprobs`."""
+        self._check(version)
+        check_scoring_temperature(temperature)
+        if not prompt_token_ids:
+            raise InvalidRequestError("the prompt has no tokens", param="prompt_token_ids")
+        if any(not 0 <= token < VOCAB_SIZE for c in completions for token in c):
+            raise InvalidRequestError(
+                f"a token id is outside of the vocabulary (0 to {VOCAB_SIZE - 1})"
+            )
+        longest = max(map(len, completions), default=0)
+        if len(prompt_token_ids) + longest > MAX_CONTEXT_TOKENS:
+            raise InvalidRequestError(
+                f"prompt ({len(prompt_token_ids)} tokens) and completion ({longest}) are longer "
+                f"than the context ({MAX_CONTEXT_TOKENS})"
+            )
+        prompt = prompt_key(prompt_token_ids)
+        laws = [plain_law(version, prompt, t, temperature, 0, 1.0) for t in range(longest)]
+        return [tuple(laws[t].logprobs[token] for t, token in enumerate(c)) for c in completions]
+
+    async def count_prompt_tokens(self, prompt: Conversation) -> int:
+        """Bytes of the prompt, with the roles."""
+        self._check(REFERENCE_VERSION)
+        return len(self._tokenizer.render(prompt))
+
+    async def load_adapter(self, version: str, path: Path) -> None:
+        """Accept a PEFT directory; its files must exist, and are not read."""
+        self._check(REFERENCE_VERSION)
+        if version in self._versions:
+            raise AdapterError(f"a version {version!r} is loaded already: give a new name")
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (path / file).is_file():
+                raise AdapterError(f"{path / file} does not exist: {path} is no PEFT directory")
+        self._versions.append(version)
+
+    async def drop_adapter(self, version: str) -> None:
+        """Stop serving a version; running requests end on it."""
+        self._check(version)
+        if version == REFERENCE_VERSION:
+            raise AdapterError(f"{REFERENCE_VERSION} is the reference and cannot be dropped")
+        self._versions.remove(version)
+
+    async def loaded_versions(self) -> list[str]:
+        """Names that `generate` accepts now, the reference first."""
+        return list(self._versions)
+
+    async def health(self) -> bool:
+        """Whether calls would succeed."""
+        return self._started and not self._closed.is_set() and self.failure is None
+
+    async def close(self) -> None:
+        """End; running requests fail with `EngineUnavailableError`."""
+        self._closed.set()
+
+    def _check(self, version: str) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if not self._started or self._closed.is_set():
+            raise EngineUnavailableError("the fake engine is not running: await start()")
+        if version not in self._versions:
+            raise UnknownVersionError(
+                f"policy version {version!r} is not loaded; loaded are {', '.join(self._versions)}"
+            )
+
+    def _admitted(
+        self, version: str, prompt: Conversation, params: SamplingParams, n: int
+    ) -> tuple[tuple[int, ...], int]:
+        """The prompt's tokens and the room for an answer, of a request that is in order."""
+        self._check(version)
+        check_sampling(params, n, VOCAB_SIZE)
+        prompt_token_ids = self._tokenizer.render(prompt)
+        room = room_for_answer(len(prompt_token_ids), MAX_CONTEXT_TOKENS, params.max_tokens)
+        return prompt_token_ids, room
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None]:
+        """Hold one place of the capacity."""
+        async with self._capacity:
+            self.in_progress += 1
+            try:
+                yield
+            finally:
+                self.in_progress -= 1
+
+    async def _work(self, seconds: float) -> None:
+        """Take time, unless the engine is closed meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closed.wait()
+        except TimeoutError:
+            return
+        raise EngineUnavailableError("the fake engine was closed while the request ran")
+
+    def _draw(
+        self,
+        version: str,
+        prompt_token_ids: tuple[int, ...],
+        params: SamplingParams,
+        index: int,
+        room: int,
+    ) -> Completion:
+        """Candidate `index`, token by token."""
+        prompt = prompt_key(prompt_token_ids)
+        noise = random.Random(f"{version}/{prompt.hex()}/{params.seed}/{index}")
+        text = IncrementalText(self._tokenizer, params.stop)
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        reason: FinishReason = "length"
+        while len(token_ids) < room:
+            token, logprob = _next(version, prompt, params, token_ids, noise.random())
+            token_ids.append(token)
+            logprobs.append(logprob)
+            if token != END_TOKEN and params.stop:
+                text.push(token)
+            if token == END_TOKEN or text.stopped:
+                reason = "stop"
+                break
+        self.drawn += 1
+        answer = self._tokenizer.decode(token_ids)
+        if params.stop:
+            text.finish()
+            answer = text.text
+        return Completion(answer, tuple(token_ids), tuple(logprobs), reason)
+
+
+def _next(
+    version: str, prompt: bytes, params: SamplingParams, token_ids: list[int], uniform: float
+) -> tuple[int, float]:
+    """One token and its log-probability under the law it was drawn from."""
+    position = len(token_ids)
+    plain = not (params.logit_bias or params.presence_penalty or params.frequency_penalty)
+    if plain and params.temperature:
+        law = plain_law(version, prompt, position, params.temperature, params.top_k, params.top_p)
+        return law.draw(uniform)
+    logits = adjusted(base_logits(version, prompt, position), params, token_ids)
+    if params.temperature == 0:
+        return max(range(VOCAB_SIZE), key=logits.__getitem__), 0.0
+    return Law.of(logits, params.temperature, params.top_k, params.top_p).draw(uniform)

@@ -1,0 +1,75 @@
+"""What every engine refuses, in the same words: sampling values out of range, too long prompts."""
+
+import math
+
+from bond_core.errors import InvalidRequestError, PromptTooLongError
+from bond_core.types import SamplingParams
+
+MIN_TEMPERATURE = 1e-4
+"""The least positive temperature: the logits that it divides stay far from the end of float32."""
+
+
+def check_sampling(params: SamplingParams, n: int, vocab_size: int) -> None:
+    """Raise `InvalidRequestError` naming the first parameter that is out of range."""
+    if n < 1:
+        raise InvalidRequestError(f"n is {n}; ask for at least one completion", param="n")
+    if params.max_tokens < 1:
+        raise InvalidRequestError(
+            f"max_tokens is {params.max_tokens}; it must be at least 1", param="max_tokens"
+        )
+    if not (math.isfinite(params.temperature) and params.temperature >= 0):
+        raise InvalidRequestError(
+            f"temperature is {params.temperature}; it must be 0 (greedy) or positive",
+            param="temperature",
+        )
+    if 0 < params.temperature < MIN_TEMPERATURE:
+        raise InvalidRequestError(
+            f"temperature is {params.temperature}; the least positive one is {MIN_TEMPERATURE:g}, "
+            "and 0 is greedy",
+            param="temperature",
+        )
+    if not 0 < params.top_p <= 1:
+        raise InvalidRequestError(
+            f"top_p is {params.top_p}; it must be over 0 and at most 1", param="top_p"
+        )
+    if params.top_k < 0:
+        raise InvalidRequestError(
+            f"top_k is {params.top_k}; it must be positive, or 0 for the whole vocabulary",
+            param="top_k",
+        )
+    for name in ("presence_penalty", "frequency_penalty"):
+        if not math.isfinite(getattr(params, name)):
+            raise InvalidRequestError(f"{name} must be a finite number", param=name)
+    for token, bias in params.logit_bias.items():
+        if not 0 <= token < vocab_size or not math.isfinite(bias):
+            raise InvalidRequestError(
+                f"logit_bias has token {token} with bias {bias}; tokens go from 0 to "
+                f"{vocab_size - 1} and biases are finite numbers",
+                param="logit_bias",
+            )
+    if "" in params.stop:
+        raise InvalidRequestError("stop has an empty string, which never matches", param="stop")
+
+
+def check_scoring_temperature(temperature: float) -> None:
+    """Raise `InvalidRequestError` if log-probabilities cannot be given at a temperature."""
+    if not (math.isfinite(temperature) and temperature >= MIN_TEMPERATURE):
+        raise InvalidRequestError(
+            f"temperature is {temperature}; log-probabilities need one of at least "
+            f"{MIN_TEMPERATURE:g}",
+            param="temperature",
+        )
+
+
+def room_for_answer(prompt_tokens: int, max_context_tokens: int, max_tokens: int) -> int:
+    """Tokens that an answer may have: `max_tokens`, or what the context leaves.
+
+    Raises `PromptTooLongError` if not even one token fits.
+    """
+    room = max_context_tokens - prompt_tokens
+    if room < 1:
+        raise PromptTooLongError(
+            f"the prompt has {prompt_tokens} tokens and the context {max_context_tokens}, answer "
+            f"included: shorten the messages to at most {max_context_tokens - 1} tokens"
+        )
+    return min(max_tokens, room)

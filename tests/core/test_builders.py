@@ -1,0 +1,66 @@
+"""Builders choose by configuration and say what to install where a package is missing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bond_core.config import FakeEngineConfig, FunctionScorerConfig, ModelConfig
+from bond_core.engines import build_engine
+from bond_core.engines.fake import FakeEngine
+from bond_core.rewards import build_scorer
+from bond_core.rewards.function import FunctionScorer
+
+CORE = Path(__file__).resolve().parents[2] / "core"
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+from bond_core.config import ClassifierScorerConfig, LocalEngineConfig, ModelConfig
+from bond_core.engines import build_engine
+from bond_core.errors import ModelLoadError
+from bond_core.rewards import build_scorer
+for build in (
+    lambda: build_engine(LocalEngineConfig(), ModelConfig(path=Path("m"))),
+    lambda: build_scorer(ClassifierScorerConfig(path=Path("r"))),
+):
+    try:
+        build()
+    except ModelLoadError as error:
+        print(error)
+"""
+
+
+def test_the_configuration_chooses() -> None:
+    model = ModelConfig(path=Path("m"))
+    assert isinstance(build_engine(FakeEngineConfig(), model), FakeEngine)
+    function = FunctionScorerConfig(function="statistics:fmean")
+    assert isinstance(build_scorer(function), FunctionScorer)
+
+
+def test_a_missing_package_is_answered_with_the_command_that_installs_it() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        env={"PYTHONPATH": str(CORE), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "'torch'" in line
+        assert "pip install 'bondserve[local]'" in line
+
+
+@pytest.mark.parametrize("module", ["bond_core.engines", "bond_core.rewards"])
+def test_builders_do_not_import_torch(module: str) -> None:
+    code = (
+        f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(CORE), "PATH": ""}, check=False
+    )
+    assert run.returncode == 0

@@ -1,0 +1,390 @@
+"""The local engine computes what the model computes, for every row, whatever else runs."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from bond_core.config import LocalEngineConfig, ModelConfig
+from bond_core.engines.local import LocalEngine, decode_loop
+from bond_core.engines.local.decode_loop import RunningBatch
+from bond_core.errors import EngineUnavailableError, PromptTooLongError
+from bond_core.types import Completion, Generation, Message, SamplingParams
+
+tiny_policy_path = tiny_models.tiny_policy_path
+
+PROMPT = [Message("user", "Where is my order?")]
+LONG_PROMPT = [Message("user", "Where is my order? It was to come today, please help.")]
+PARAMS = SamplingParams(max_tokens=40)
+END = 1
+ENDLESS = SamplingParams(max_tokens=160, logit_bias={END: -100.0})
+
+
+@pytest.fixture
+async def engine(tiny_policy_path: Path) -> AsyncIterator[LocalEngine]:
+    """A started engine with room for 16 rows."""
+    engine = LocalEngine(
+        LocalEngineConfig(max_rows=16), ModelConfig(path=tiny_policy_path, name="tiny")
+    )
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture(scope="module")
+def plain_model(tiny_policy_path: Path) -> PreTrainedModel:
+    """The same model as transformers runs it."""
+    return AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
+
+
+def recomputed(
+    model: PreTrainedModel, prompt: tuple[int, ...], tokens: tuple[int, ...], temperature: float = 1
+) -> list[float]:
+    """Log-probabilities of tokens after a prompt by one plain forward pass."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+
+
+async def until_rows(engine: LocalEngine, enough: Callable[[int], bool], within_s: float) -> None:
+    """Wait until the number of running rows is as wanted; it changes in another thread."""
+    async with asyncio.timeout(within_s):
+        while not enough(engine.running_rows):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def until_idle(engine: LocalEngine) -> None:
+    """Wait until no row runs, at most 100 ms."""
+    await until_rows(engine, lambda rows: rows == 0, 0.1)
+
+
+async def until_running(engine: LocalEngine, count: int) -> None:
+    """Wait until so many rows run."""
+    await until_rows(engine, lambda rows: rows >= count, 10)
+
+
+async def test_logprobs_are_the_models_own(
+    engine: LocalEngine, plain_model: PreTrainedModel
+) -> None:
+    """Of rows of unequal length that enter and leave one batch at different steps."""
+    jobs: list[asyncio.Task[Generation]] = []
+    for i in range(6):
+        prompt = [PROMPT, LONG_PROMPT][i % 2]
+        params = replace(
+            PARAMS, max_tokens=5 + 30 * (i % 3), temperature=1.0 + 0.2 * (i % 2), seed=i
+        )
+        jobs.append(asyncio.create_task(engine.generate("v0000", prompt, params, n=3)))
+        await asyncio.sleep(0.004)
+    ended = 0
+    for i, job in enumerate(jobs):
+        generation = await job
+        for completion in generation.completions:
+            expected = recomputed(
+                plain_model,
+                generation.prompt_token_ids,
+                completion.token_ids,
+                1.0 + 0.2 * (i % 2),
+            )
+            assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+            ended += completion.token_ids[-1] == END
+    assert ended > 0, "no answer ended by itself, so the end's log-probability was not tested"
+
+
+async def test_the_end_token_is_counted_and_not_shown(
+    engine: LocalEngine, plain_model: PreTrainedModel
+) -> None:
+    quick = replace(PARAMS, logit_bias={END: 100.0})
+    generation = await engine.generate("v0000", PROMPT, quick)
+    assert generation.completions[0] == Completion("", (END,), (0.0,), "stop")
+    free = await engine.token_logprobs("v0000", generation.prompt_token_ids, [(END,)])
+    expected = recomputed(plain_model, generation.prompt_token_ids, (END,))
+    assert free[0] == pytest.approx(expected, abs=1e-4)
+
+
+async def test_scoring_splits_into_passes_without_changing_values(
+    engine: LocalEngine, plain_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = await engine.generate("v0000", LONG_PROMPT, replace(PARAMS, max_tokens=50), n=9)
+    tokens = [completion.token_ids for completion in generation.completions]
+    expected = [recomputed(plain_model, generation.prompt_token_ids, t, 0.7) for t in tokens]
+    for limit in (2**24, 300 * 60, 300 * 7):  # one pass, row by row, a row in pieces
+        monkeypatch.setattr("bond_core.engines.local.scoring._LOGITS_PER_PASS", limit)
+        found = await engine.token_logprobs("v0000", generation.prompt_token_ids, tokens, 0.7)
+        for logprobs, wanted in zip(found, expected, strict=True):
+            assert logprobs == pytest.approx(wanted, abs=1e-4)
+
+
+async def test_a_prompt_of_one_token_can_be_scored(
+    engine: LocalEngine, plain_model: PreTrainedModel
+) -> None:
+    found = await engine.token_logprobs("v0000", [7], [(9, 10), (11,)])
+    assert found[0] == pytest.approx(recomputed(plain_model, (7,), (9, 10)), abs=1e-4)
+    assert found[1] == pytest.approx(recomputed(plain_model, (7,), (11,)), abs=1e-4)
+
+
+async def test_first_tokens_follow_the_softmax(
+    engine: LocalEngine, plain_model: PreTrainedModel
+) -> None:
+    generations = await asyncio.gather(
+        *(
+            engine.generate("v0000", PROMPT, replace(PARAMS, max_tokens=1, seed=seed), n=500)
+            for seed in range(8)
+        )
+    )
+    counts = torch.zeros(tiny_models.VOCAB_SIZE)
+    for generation in generations:
+        for completion in generation.completions:
+            counts[completion.token_ids[0]] += 1
+    prompt = generations[0].prompt_token_ids
+    with torch.no_grad():
+        law = plain_model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    # Counts are multinomial: over 300 tokens the statistic has mean 299 and deviation 24.
+    statistic = ((counts - 4000 * law) ** 2 / (4000 * law)).sum()
+    assert 200 < statistic < 420
+
+
+async def test_n_candidates_are_one_prefill(engine: LocalEngine) -> None:
+    before = engine.prefills
+    generation = await engine.generate("v0000", PROMPT, PARAMS, n=64)
+    assert engine.prefills == before + 1
+    assert len(generation.completions) == 64
+
+
+async def test_more_candidates_than_rows_are_all_exact(
+    engine: LocalEngine, plain_model: PreTrainedModel
+) -> None:
+    """64 candidates through 16 rows, beside another request that comes later."""
+    many = asyncio.create_task(engine.generate("v0000", PROMPT, PARAMS, n=64))
+    await until_running(engine, 16)
+    assert engine.running_rows <= 16
+    one = await engine.generate("v0000", LONG_PROMPT, PARAMS)
+    generation = await many
+    for completion in (generation.completions[0], generation.completions[63]):
+        expected = recomputed(plain_model, generation.prompt_token_ids, completion.token_ids)
+        assert completion.logprobs == pytest.approx(expected, abs=1e-4)
+    expected = recomputed(plain_model, one.prompt_token_ids, one.completions[0].token_ids)
+    assert one.completions[0].logprobs == pytest.approx(expected, abs=1e-4)
+
+
+async def test_a_newcomer_ends_before_the_long_rows_of_a_running_batch(engine: LocalEngine) -> None:
+    long = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=8))
+    await until_running(engine, 8)
+    short = await engine.generate("v0000", LONG_PROMPT, replace(PARAMS, max_tokens=2))
+    assert len(short.completions[0].token_ids) <= 2
+    assert not long.done()
+    assert [len(completion.token_ids) for completion in (await long).completions] == [160] * 8
+
+
+async def test_cancelling_frees_the_rows_and_nobody_elses(engine: LocalEngine) -> None:
+    seeded = replace(ENDLESS, seed=4)
+    expected = await engine.generate("v0000", LONG_PROMPT, seeded)
+    doomed = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=8))
+    await until_running(engine, 8)
+    kept = asyncio.create_task(engine.generate("v0000", LONG_PROMPT, seeded))
+    await until_running(engine, 9)
+    doomed.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await doomed
+    await until_rows(engine, lambda rows: rows <= 1, 0.1)
+    assert (await kept).completions[0].token_ids == expected.completions[0].token_ids
+
+
+async def test_cancelling_while_waiting_leaves_the_queue(engine: LocalEngine) -> None:
+    running = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=16))
+    await until_running(engine, 16)
+    waiting = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=16))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    running.cancel()
+    await asyncio.gather(running, waiting, return_exceptions=True)
+    await until_idle(engine)
+    assert len((await engine.generate("v0000", PROMPT, PARAMS)).completions) == 1
+
+
+async def test_closing_a_stream_frees_its_row(engine: LocalEngine) -> None:
+    stream = engine.stream("v0000", PROMPT, ENDLESS)
+    await anext(aiter(stream))
+    await until_running(engine, 1)
+    await stream.aclose()  # type: ignore[attr-defined]
+    await until_idle(engine)
+
+
+async def test_a_stream_starts_before_the_answer_has_ended(engine: LocalEngine) -> None:
+    stream = engine.stream("v0000", PROMPT, ENDLESS)
+    first = await anext(aiter(stream))
+    assert first.completion is None
+    rest = [delta async for delta in stream]
+    assert rest[-1].completion is not None
+    assert first.text + "".join(delta.text for delta in rest) == rest[-1].completion.text
+    assert len(rest) > 20
+
+
+async def test_one_failing_batch_does_not_touch_the_others(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.publish("broken", {})
+    step = RunningBatch.step
+
+    def failing_step(batch: RunningBatch) -> None:
+        if batch.weights.version == "broken" and len(batch.rows[0].token_ids) > 3:
+            raise ArithmeticError("a broken kernel")
+        step(batch)
+
+    monkeypatch.setattr(RunningBatch, "step", failing_step)
+    good, bad = await asyncio.gather(
+        engine.generate("v0000", PROMPT, ENDLESS, n=2),
+        engine.generate("broken", PROMPT, ENDLESS, n=2),
+        return_exceptions=True,
+    )
+    assert isinstance(good, Generation)
+    assert [len(completion.token_ids) for completion in good.completions] == [160, 160]
+    assert isinstance(bad, EngineUnavailableError)
+    assert "a broken kernel" in str(bad)
+    assert isinstance(bad.__cause__, ArithmeticError)
+    monkeypatch.setattr(RunningBatch, "step", step)
+    assert len((await engine.generate("broken", PROMPT, PARAMS, n=3)).completions) == 3
+
+
+@pytest.mark.parametrize("stage", ["prefill", "first token", "cache"])
+async def test_a_newcomer_that_fails_does_not_touch_who_runs(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Of the same version; unless it was being written into the cache that they share."""
+
+    def broken(*_: object) -> None:
+        raise ArithmeticError("a broken kernel")
+
+    running = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=2))
+    await until_running(engine, 2)
+    target = {
+        "prefill": "bond_core.engines.local.worker.prefill",
+        "first token": "bond_core.engines.local.decode_loop.initial_adjustment",
+        "cache": "bond_core.engines.local.kv_cache.SlotCache.write",
+    }[stage]
+    with monkeypatch.context() as patch:
+        patch.setattr(target, broken)
+        with pytest.raises(EngineUnavailableError, match="a broken kernel"):
+            await engine.generate("v0000", LONG_PROMPT, ENDLESS)
+    (outcome,) = await asyncio.gather(running, return_exceptions=True)
+    if stage == "cache":
+        assert isinstance(outcome, EngineUnavailableError)
+    else:
+        assert isinstance(outcome, Generation)
+        assert [len(completion.token_ids) for completion in outcome.completions] == [160, 160]
+    await until_idle(engine)
+    assert len((await engine.generate("v0000", PROMPT, PARAMS, n=3)).completions) == 3
+
+
+async def test_logits_that_are_not_finite_fail_their_own_request(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias cannot be NaN from outside; here it stands for a model that gives NaN."""
+    made = decode_loop.initial_adjustment
+
+    def poisoned(params: SamplingParams, *rest: Any) -> torch.Tensor | None:
+        adjustment = made(params, *rest)
+        if adjustment is not None and params.seed == 13:
+            adjustment[7] = torch.nan
+        return adjustment
+
+    monkeypatch.setattr(decode_loop, "initial_adjustment", poisoned)
+    good, bad = await asyncio.gather(
+        engine.generate("v0000", PROMPT, replace(ENDLESS, seed=12), n=2),
+        engine.generate("v0000", PROMPT, replace(ENDLESS, seed=13), n=2),
+        return_exceptions=True,
+    )
+    assert isinstance(good, Generation)
+    assert [len(completion.token_ids) for completion in good.completions] == [160, 160]
+    assert isinstance(bad, EngineUnavailableError)
+    assert "not finite" in str(bad)
+    await until_idle(engine)
+
+
+async def test_versions_without_rows_are_let_go_and_the_thread_sleeps(engine: LocalEngine) -> None:
+    for version in ("v0001", "v0002"):
+        engine.publish(version, {})
+        await engine.generate(version, PROMPT, replace(PARAMS, max_tokens=2), n=2)
+    await until_idle(engine)
+    worker = engine._worker
+    assert worker is not None
+    async with asyncio.timeout(5):
+        while worker._batches:  # noqa: ASYNC110 changed in another thread
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("call", ["generate", "stream", "count"])
+async def test_a_huge_prompt_is_rendered_away_from_the_event_loop(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    threads: list[int] = []
+
+    def render(*_: object) -> list[int]:
+        threads.append(threading.get_ident())
+        return [1] * 100_000
+
+    monkeypatch.setattr("bond_core.engines.local.engine.render_prompt", render)
+    huge = [Message("user", "z" * 100_000)]
+    if call == "count":
+        assert await engine.count_prompt_tokens(huge) == 100_000
+    else:
+        stream = aiter(engine.stream("v0000", huge, PARAMS))
+        work = engine.generate("v0000", huge, PARAMS) if call == "generate" else anext(stream)
+        with pytest.raises(PromptTooLongError, match="100000 tokens"):
+            await work
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+
+
+async def test_the_event_loop_answers_while_a_huge_prompt_is_rendered(engine: LocalEngine) -> None:
+    """Megabytes of text, and very many messages."""
+    for huge in ([Message("user", "word " * 400_000)], [Message("user", "a")] * 20_000):
+        slowest, last = 0.0, time.perf_counter()
+        task = asyncio.create_task(engine.count_prompt_tokens(huge))
+        while not task.done():
+            await asyncio.sleep(0.002)
+            now = time.perf_counter()
+            slowest, last = max(slowest, now - last), now
+        assert await task > 20_000
+        assert slowest < 0.5
+
+
+async def test_closing_fails_what_is_running(tiny_policy_path: Path) -> None:
+    engine = LocalEngine(LocalEngineConfig(max_rows=2), ModelConfig(path=tiny_policy_path))
+    await engine.start()
+    tasks = [asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS)) for _ in range(4)]
+    await until_running(engine, 2)
+    await engine.close()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(outcome, EngineUnavailableError)
+    await engine.close()
+
+
+async def test_before_start_everything_is_unavailable(tiny_policy_path: Path) -> None:
+    engine = LocalEngine(LocalEngineConfig(), ModelConfig(path=tiny_policy_path))
+    assert not await engine.health()
+    for call in (
+        lambda: engine.info,
+        lambda: engine.running_rows,
+    ):
+        with pytest.raises(EngineUnavailableError, match="start"):
+            call()
+    with pytest.raises(EngineUnavailableError, match="start"):
+        await engine.generate("v0000", PROMPT, PARAMS)
+
+
+def test_callers_of_two_event_loops_share_an_engine(tiny_policy_path: Path) -> None:
+    engine = LocalEngine(LocalEngineConfig(), ModelConfig(path=tiny_policy_path))
+    asyncio.run(engine.start())
+    one = asyncio.run(engine.generate("v0000", PROMPT, replace(PARAMS, seed=1)))
+    other = asyncio.run(engine.generate("v0000", PROMPT, replace(PARAMS, seed=1)))
+    assert one == other
+    asyncio.run(engine.close())

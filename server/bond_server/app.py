@@ -1,0 +1,70 @@
+"""The gateway as an ASGI application: pure assembly."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from bond_core import __version__
+from bond_core.config import BondConfig
+from bond_server.asgi import RequestMiddleware
+from bond_server.errors import install_error_handlers
+from bond_server.gateway import open_gateway
+from bond_server.metrics import Metrics
+from bond_server.routes import (
+    best_of_n,
+    chat,
+    compare,
+    distilled,
+    health,
+    metrics,
+    models,
+    policies,
+    training,
+)
+from bond_server.schemas.completion import ErrorAnswer
+
+ROUTERS = (
+    chat.router,
+    best_of_n.router,
+    distilled.router,
+    compare.router,
+    models.router,
+    policies.router,
+    training.router,
+    health.router,
+    metrics.router,
+)
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer},
+    "5XX": {"model": ErrorAnswer},
+}
+"""The one shape of an error, for the OpenAPI description."""
+
+
+def create_app(config: BondConfig) -> FastAPI:
+    """The gateway for a configuration. Nothing is opened before the lifespan begins, and nothing
+    is shared between apps."""
+    instruments = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with open_gateway(config, instruments) as gateway:
+            app.state.gateway = gateway
+            yield
+
+    app = FastAPI(
+        title="bondserve",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # both pages load their scripts from elsewhere, and stay blank offline
+        redoc_url=None,
+    )
+    app.add_middleware(RequestMiddleware, metrics=instruments)
+    install_error_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router, responses=ERRORS)
+    return app

@@ -1,0 +1,187 @@
+"""The one table from exceptions to HTTP, and the one shape of an error."""
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from bond_core.errors import (
+    AdapterError,
+    BondError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    PromptTooLongError,
+    ScoringError,
+    StoreUnavailableError,
+    UnknownModelError,
+    UnknownVersionError,
+)
+from bond_server.schemas.completion import ErrorAnswer, ErrorBody
+from bond_server.schemas.openai import REFUSED_PARAMETERS, ChatCompletionRequest, ComparisonRequest
+
+logger = logging.getLogger(__name__)
+
+
+class NotReadyError(BondError):
+    """A part that answers depend on does not work; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """How one class of errors is told."""
+
+    error: type[BondError]
+    status: HTTPStatus
+    type: str
+    code: str | None
+
+
+ERROR_TABLE: tuple[Mapped, ...] = (
+    Mapped(UnknownModelError, HTTPStatus.NOT_FOUND, "invalid_request_error", "model_not_found"),
+    Mapped(
+        PromptTooLongError,
+        HTTPStatus.BAD_REQUEST,
+        "invalid_request_error",
+        "context_length_exceeded",
+    ),
+    Mapped(InvalidRequestError, HTTPStatus.BAD_REQUEST, "invalid_request_error", "invalid_value"),
+    Mapped(UnknownVersionError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "version_unloaded"),
+    Mapped(AdapterError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "adapter_refused"),
+    Mapped(
+        EngineUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "engine_unavailable"
+    ),
+    Mapped(ScoringError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "scoring_failed"),
+    Mapped(
+        StoreUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "store_unavailable"
+    ),
+    Mapped(NotReadyError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "not_ready"),
+    Mapped(BondError, HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
+)
+"""First match wins, so that a class stands before its parents."""
+
+HTTP_CODES: Mapping[int, str] = {
+    HTTPStatus.BAD_REQUEST: "invalid_body",
+    HTTPStatus.NOT_FOUND: "route_not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
+}
+"""Codes of errors that the framework raises."""
+
+INTERNAL_CODE = "internal_error"
+UNSUPPORTED_CODE = "unsupported_parameter"
+UNKNOWN_CODE = "unknown_parameter"
+VALUE_CODE = "invalid_value"
+JSON_CODE = "invalid_json"
+BODY_CODE = "invalid_body"
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error of the app take the one shape (unexpected ones: see `bond_server.asgi`)."""
+
+    async def on_bond_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, BondError)
+        return _bond_error(request, error)
+
+    async def on_validation_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return _validation_error(error)
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _http_exception(request, error)
+
+    app.add_exception_handler(BondError, on_bond_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+
+
+def error_json(body: ErrorBody, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """A response in the one shape."""
+    # ASCII escapes survive whatever a caller's own words in the message are
+    text = json.dumps(ErrorAnswer(error=body).model_dump())
+    return Response(text, status, dict(headers or {}), media_type="application/json")
+
+
+def internal_error(request_id: str) -> Response:
+    """What a client learns of a defect of ours: where to find it in the log."""
+    message = f"internal error; the server's log has the cause under request {request_id}"
+    body = ErrorBody(message=message, type="server_error", param=None, code=INTERNAL_CODE)
+    return error_json(body, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _bond_error(request: Request, error: BondError) -> Response:
+    row = next(row for row in ERROR_TABLE if isinstance(error, row.error))
+    param = error.param if isinstance(error, InvalidRequestError) else None
+    code = error.code if isinstance(error, InvalidRequestError) and error.code else row.code
+    if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("%s %s: %s", request.method, request.url.path, error.message)
+    body = ErrorBody(message=error.message, type=row.type, param=param, code=code)
+    return error_json(body, row.status)
+
+
+def _http_exception(request: Request, error: HTTPException) -> Response:
+    status = error.status_code
+    message = str(error.detail)
+    if status == HTTPStatus.BAD_REQUEST:
+        message = (
+            "the body cannot be read as JSON: it is not UTF-8, nested too deeply, or has an "
+            "integer of thousands of digits"
+        )
+    elif status == HTTPStatus.NOT_FOUND:
+        message = f"there is no route {request.method} {request.url.path}"
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{request.url.path} does not take {request.method}; it takes {allowed}"
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    body = ErrorBody(message=message, type=kind, param=None, code=HTTP_CODES.get(status))
+    return error_json(body, status, error.headers)
+
+
+def _validation_error(error: RequestValidationError) -> Response:
+    """Tell the first problem; `param` is its dotted path in the body or query."""
+    problem: Mapping[str, Any] = error.errors()[0]
+    location: Sequence[str | int] = problem["loc"]
+    path = [str(part) for part in location[1:]]
+    message, code, param = problem["msg"], VALUE_CODE, ".".join(path) or None
+    kind: str = problem["type"]
+    if kind == "json_invalid":
+        param, code = None, JSON_CODE
+        message = f"the body is not valid JSON: {problem['ctx']['error']} at character {path[0]}"
+    elif not path:
+        param, code, message = None, BODY_CODE, _describe_body(problem)
+    elif kind == "too_short":
+        message = f"{param} must not be empty"
+    elif kind == "extra_forbidden":
+        message, code = _describe_extra(path)
+    else:
+        message = f"{param}: {message}"
+    body = ErrorBody(message=message, type="invalid_request_error", param=param, code=code)
+    return error_json(body, HTTPStatus.BAD_REQUEST)
+
+
+def _describe_body(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "missing":
+        return "the body is missing; send a JSON object"
+    if isinstance(problem["input"], bytes):
+        return "the body was not read as JSON; send the header content-type: application/json"
+    if problem["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        return "the body must be a JSON object"
+    return str(problem["msg"])
+
+
+def _describe_extra(path: Sequence[str]) -> tuple[str, str]:
+    name = path[-1]
+    if len(path) == 1 and name in REFUSED_PARAMETERS:
+        return f"{name} is not supported; leave it out", UNSUPPORTED_CODE
+    message = f"there is no parameter {'.'.join(path)}"
+    known = {*ChatCompletionRequest.model_fields, *ComparisonRequest.model_fields}
+    close = difflib.get_close_matches(name, known, n=1) if len(path) == 1 else []
+    return f"{message}; did you mean {close[0]}?" if close else message, UNKNOWN_CODE

@@ -1,0 +1,133 @@
+"""Opening and closing what the gateway runs on: store, engine, scorers, services."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from bond_core.config import BondConfig, LocalEngineConfig, ScorerConfig
+from bond_core.engines import Engine, build_engine
+from bond_core.rewards import Scorer, build_scorer
+from bond_core.store import Store, open_store
+from bond_server.metrics import Metrics
+from bond_server.services.after_answer import AfterAnswer, Judges
+from bond_server.services.background import Background
+from bond_server.services.comparison import ComparisonService
+from bond_server.services.controller import Controller
+from bond_server.services.generation import GenerationService
+from bond_server.services.models import Models
+from bond_server.services.policies import PolicyRegistry
+from bond_server.services.recording import Recording
+
+DEFAULT_RESIDENT_VERSIONS = 4
+DRAIN_S = 5.0
+"""How long rows on their way and queued measurements may take at shutdown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Everything that a route may need, opened and ready."""
+
+    config: BondConfig
+    metrics: Metrics
+    store: Store
+    engine: Engine
+    judges: Judges
+    policies: PolicyRegistry
+    models: Models
+    generation: GenerationService
+    comparison: ComparisonService
+    after_answer: AfterAnswer
+    controller: Controller
+    background: Background
+    started_at: float
+    """Unix seconds."""
+
+
+@asynccontextmanager
+async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[Gateway]:
+    """Open everything in order, restore the active policy, run the loops; close in reverse.
+
+    Raises the `BondError` of the part that cannot be opened.
+    """
+    async with AsyncExitStack() as stack:
+        store = await open_store(
+            config.store_url,
+            config.store.durability,
+            config.store.group_commit_rows,
+            config.store.commit_timeout_s,
+            exclusive_gateway=True,
+        )
+        stack.push_async_callback(store.close)
+        engine = build_engine(config.engine, config.model)
+        stack.push_async_callback(engine.close)
+        await engine.start()
+        judges = Judges(
+            await _open_scorer(config.scorer, stack),
+            await _open_scorer(config.judge, stack) if config.judge else None,
+            await _open_scorer(config.gold, stack) if config.gold else None,
+        )
+        gateway = _assemble(config, metrics, store, engine, judges)
+        await gateway.controller.restore()
+        stack.push_async_callback(gateway.controller.close)
+        loops = [
+            asyncio.create_task(gateway.controller.run(), name="controller"),
+            asyncio.create_task(gateway.controller.sweep_forever(), name="sweep"),
+            asyncio.create_task(gateway.after_answer.run(), name="after answer"),
+        ]
+        try:
+            yield gateway
+        finally:
+            await gateway.background.drain(DRAIN_S)
+            await gateway.after_answer.drain(DRAIN_S)
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+
+async def _open_scorer(config: ScorerConfig, stack: AsyncExitStack) -> Scorer:
+    scorer = build_scorer(config)
+    stack.push_async_callback(scorer.close)
+    await scorer.start()
+    return scorer
+
+
+def _assemble(
+    config: BondConfig, metrics: Metrics, store: Store, engine: Engine, judges: Judges
+) -> Gateway:
+    background = Background()
+    residents = (
+        config.engine.max_adapters
+        if isinstance(config.engine, LocalEngineConfig)
+        else DEFAULT_RESIDENT_VERSIONS
+    )
+    policies = PolicyRegistry(store.policies, engine, config.adapters_dir, residents, metrics)
+    after_answer = AfterAnswer(
+        store.completions, engine, policies, judges, metrics, config.sampling.temperature
+    )
+    generation = GenerationService(
+        engine,
+        judges.scorer,
+        policies,
+        Recording(store.completions, config, metrics, background),
+        after_answer,
+        config.arms,
+        metrics,
+        background,
+    )
+    return Gateway(
+        config=config,
+        metrics=metrics,
+        store=store,
+        engine=engine,
+        judges=judges,
+        policies=policies,
+        models=Models(config.model.served_name, policies),
+        generation=generation,
+        comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
+        after_answer=after_answer,
+        controller=Controller(store, policies, after_answer, metrics, config.server.policy_poll_s),
+        background=background,
+        started_at=time.time(),
+    )

@@ -1,0 +1,122 @@
+"""Prometheus metrics of one gateway, in a registry of its own."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from bond_core import __version__
+from bond_core.store.records import CompletionRecord
+
+LATENCY_BUCKETS_S = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
+    240.0, 480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+"""vLLM's buckets of its end-to-end request latency, so that the two can be laid side by side."""
+
+SCORE_LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+OVERHEAD_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+REWARD_BUCKETS = (-20, -10, -7, -5, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 5, 7,
+                  10, 20)  # fmt: skip
+"""Raw scores have no scale of their own; these are dense where reward models put their logits."""
+LOG_RATIO_BUCKETS_NATS = (-20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 7, 10, 20, 50)
+
+
+class Metrics:
+    """All instruments; a request's labels are its arm and how it ended."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"bond_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"bond_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"bond_{name}", text, labels, buckets=buckets, registry=registry)
+
+        gauge("build_info", "The running version of bondserve.", "version").labels(__version__).set(
+            1
+        )
+        self.http_requests = counter(
+            "http_requests_total", "HTTP requests by route and status.", "route", "method", "code"
+        )
+        self.assignments = counter(
+            "assignments_total", "Requests that began to be answered, by arm.", "arm"
+        )
+        self.requests = counter(
+            "requests_total", "Answers by arm and how they ended.", "arm", "status"
+        )
+        self.log_rows = counter(
+            "log_rows_total", "Rows committed to the log; equals requests.", "arm", "status"
+        )
+        self.candidates = counter("candidates_total", "Candidates drawn.", "arm", "finish_reason")
+        self.prompt_tokens = counter("prompt_tokens_total", "Prompt tokens.", "arm")
+        self.generation_tokens = counter(
+            "generation_tokens_total", "Tokens generated, all candidates counted.", "arm"
+        )
+        self.degraded = counter(
+            "degraded_total", "Answers that are not what their strategy promises.", "reason"
+        )
+        self.in_flight = gauge("in_flight_requests", "Requests being answered.")
+        self.latency = histogram(
+            "request_latency_seconds",
+            "Arrival to answer, without its commit.",
+            LATENCY_BUCKETS_S,
+            "arm",
+        )
+        self.score_latency = histogram(
+            "score_latency_seconds", "Scoring on the hot path.", SCORE_LATENCY_BUCKETS_S
+        )
+        self.overhead = histogram(
+            "gateway_overhead_seconds",
+            "Time of an answer outside engine and scorer, the commit included.",
+            OVERHEAD_BUCKETS_S,
+        )
+        self.reward = histogram(
+            "reward", "The scorer's raw score of the answers returned.", REWARD_BUCKETS, "arm"
+        )
+        self.log_ratio = histogram(
+            "log_ratio_nats",
+            "log policy(answer) - log reference(answer) of distilled answers.",
+            LOG_RATIO_BUCKETS_NATS,
+        )
+        self.follow_up_queue = gauge(
+            "follow_up_queue_rows", "Answers waiting to be scored after the fact."
+        )
+        self.follow_up_failures = counter(
+            "follow_up_failures_total", "Answers that could not be judged after the fact.", "step"
+        )
+        self.follow_up_postponed = counter(
+            "follow_up_postponed_total", "Answers left to the sweep because the queue was full."
+        )
+        self.adapter_info = gauge(
+            "adapter_info", "1 for each policy version that the engine holds.", "version", "role"
+        )
+        self.active_version = gauge(
+            "active_policy_version", "Number of the version that 'distilled' means."
+        )
+        self.promotions = counter(
+            "policy_transitions_total", "Versions activated, rejected, rolled back.", "outcome"
+        )
+        self.controller = gauge("controller", "1 while this gateway holds the controller's lease.")
+
+    def answered(self, record: CompletionRecord, overhead_s: float) -> None:
+        """Count one answer whose row is committed."""
+        arm = record.arm.value
+        self.requests.labels(arm, record.status).inc()
+        self.prompt_tokens.labels(arm).inc(len(record.prompt_token_ids))
+        self.generation_tokens.labels(arm).inc(
+            sum(len(c.completion.token_ids) for c in record.candidates)
+        )
+        for candidate in record.candidates:
+            self.candidates.labels(arm, candidate.completion.finish_reason).inc()
+        if record.degraded is not None:
+            self.degraded.labels(record.degraded).inc()
+        if record.score is not None:
+            self.reward.labels(arm).observe(record.score)
+        self.latency.labels(arm).observe(record.latency_s)
+        self.overhead.observe(max(overhead_s, 0.0))
+
+    def render(self) -> bytes:
+        """The registry in Prometheus' text format."""
+        return generate_latest(self.registry)

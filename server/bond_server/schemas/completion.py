@@ -1,0 +1,137 @@
+"""Answers in OpenAI's chat-completions dialect, with the `bond` object."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from bond_core.types import FinishReason
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's turn."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One returned answer; index 0 is the best."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class BondUsage(BaseModel):
+    """How the completion tokens came about."""
+
+    n: int
+    """Candidates drawn."""
+    chosen_completion_tokens: int
+    """Tokens of the returned answers alone."""
+
+
+class Usage(BaseModel):
+    """Tokens. `completion_tokens` counts every candidate, returned or not."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    bond: BondUsage
+
+
+class CandidateView(BaseModel):
+    """One candidate of a best-of-n selection."""
+
+    index: int
+    text: str
+    score: float | None
+    finish_reason: FinishReason
+    tokens: int
+
+
+class Timings(BaseModel):
+    """Milliseconds."""
+
+    generate_ms: float
+    score_ms: float
+    overhead_ms: float
+    """Everything else, the commit of the row included."""
+
+
+class BondAnswer(BaseModel):
+    """How the answer was made."""
+
+    arm: str
+    version: str
+    strategy: Literal["single", "best_of_n"]
+    best_of: int
+    score: float | None
+    """Of the first answer, by the scorer; null where nothing was selected."""
+    candidates: list[CandidateView] | None = None
+    """In order of drawing; only if the request sets `bond.return_candidates`."""
+    timings: Timings
+    degraded: str | None = None
+    """Why the answer is not what the strategy promises; null if it is."""
+    note: str | None = None
+
+
+class ChatCompletion(BaseModel):
+    """`chat.completion` with our additions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: Usage
+    bond: BondAnswer
+
+
+class ComparedArm(BaseModel):
+    """One arm's answer to the prompt."""
+
+    arm: str
+    id: str
+    """The completion's id; its row is in the log."""
+    version: str
+    strategy: Literal["single", "best_of_n"]
+    best_of: int
+    text: str
+    finish_reason: FinishReason
+    score: float | None
+    """By the same scorer for every arm; null if scoring failed."""
+    tokens: int
+    """All candidates."""
+    latency_ms: float
+    timings: Timings
+    degraded: str | None = None
+    note: str | None = None
+
+
+class Comparison(BaseModel):
+    """One prompt, several arms side by side, in the order asked for."""
+
+    id: str
+    object: Literal["bond.comparison"] = "bond.comparison"
+    created: int
+    model: str
+    arms: list[ComparedArm]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorBody

@@ -1,0 +1,1 @@
+"""What the gateway does, free of the web framework: each service has one noun."""

@@ -1,0 +1,125 @@
+"""Rows of the log: how a request becomes one, and that it is committed before the answer."""
+
+import logging
+import time
+from dataclasses import replace
+
+from bond_core.config import BondConfig
+from bond_core.errors import StoreUnavailableError
+from bond_core.holdout import split_of
+from bond_core.store import Completions
+from bond_core.store.records import CompletionRecord
+from bond_core.types import Candidate
+from bond_server.ids import uuid7
+from bond_server.metrics import Metrics
+from bond_server.services.ask import Ask, Plan
+from bond_server.services.background import Background
+
+logger = logging.getLogger(__name__)
+
+
+class Recording:
+    """Writes one row per request, also of those that failed or were given up."""
+
+    def __init__(
+        self,
+        completions: Completions,
+        config: BondConfig,
+        metrics: Metrics,
+        background: Background,
+    ) -> None:
+        self._completions = completions
+        self._keep_content = config.server.log_content
+        self._train_by_default = config.server.train_on_traffic
+        self._standard = config.sampling.params()
+        self._metrics = metrics
+        self._background = background
+
+    def draft(self, ask: Ask, plan: Plan) -> CompletionRecord:
+        """The row of a request that has just been planned."""
+        consent = self._train_by_default if ask.may_store is None else ask.may_store
+        return CompletionRecord(
+            id=uuid7(),
+            created_at=ask.context.arrived_at,
+            requested_model=ask.requested_model,
+            arm=plan.arm,
+            version=plan.version,
+            best_of=plan.best_of,
+            n=plan.n,
+            messages=ask.messages,
+            params=ask.params,
+            standard_sampling=ask.params.same_distribution(self._standard),
+            split=split_of(ask.messages),
+            may_train=consent and self._keep_content,
+            unit=ask.unit,
+        )
+
+    async def commit(self, record: CompletionRecord) -> None:
+        """Return once the row is committed. Raises `StoreUnavailableError`."""
+        row = record if self._keep_content else without_content(record)
+        try:
+            await self._completions.record(row)
+        except StoreUnavailableError:
+            self._metrics.requests.labels(record.arm.value, "failed").inc()
+            raise
+        self._metrics.log_rows.labels(record.arm.value, record.status).inc()
+
+    async def commit_failure(self, draft: CompletionRecord, started: float, error: str) -> None:
+        """Record an answer that could not be made; it counts in its arm.
+
+        The caller is about to report the failure itself, so a store that fails too is logged.
+        """
+        row = replace(
+            draft,
+            status="failed",
+            error=error,
+            may_train=False,
+            latency_s=time.perf_counter() - started,
+        )
+        try:
+            await self.commit(row)
+        except StoreUnavailableError as store_error:
+            logger.error("a failed answer was not recorded: %s", store_error)
+            return
+        self._metrics.requests.labels(row.arm.value, row.status).inc()
+
+    def commit_cancellation(self, draft: CompletionRecord, started: float) -> None:
+        """Record, in the background, an answer that was given up."""
+        row = replace(
+            draft,
+            status="cancelled",
+            error="cancelled before it was answered",
+            may_train=False,
+            latency_s=time.perf_counter() - started,
+        )
+        self._background.spawn(self._commit_cancelled(row), f"record cancelled {row.id}")
+
+    async def _commit_cancelled(self, row: CompletionRecord) -> None:
+        await self.commit(row)
+        self._metrics.requests.labels(row.arm.value, row.status).inc()
+
+
+def without_content(record: CompletionRecord) -> CompletionRecord:
+    """The row with its numbers alone: no messages, no text, and no tokens to rebuild it from.
+
+    Token ids are replaced by zeros, one for each, because how many they were is a number.
+    """
+    candidates = tuple(
+        Candidate(
+            candidate.index,
+            replace(
+                candidate.completion,
+                text="",
+                token_ids=(0,) * len(candidate.completion.token_ids),
+            ),
+            candidate.score,
+        )
+        for candidate in record.candidates
+    )
+    return replace(
+        record,
+        messages=(),
+        candidates=candidates,
+        prompt_token_ids=(0,) * len(record.prompt_token_ids),
+        may_train=False,
+    )

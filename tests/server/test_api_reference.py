@@ -1,0 +1,59 @@
+"""docs/api.md is whole: every route, field, header, error code and metric of the code is in it."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from running_gateway import MakeConfig, Run
+
+from bond_server import errors, views
+from bond_server.app import create_app
+from bond_server.metrics import Metrics
+from bond_server.schemas.completion import BondAnswer, ComparedArm
+from bond_server.schemas.openai import BondOptions, ChatCompletionRequest, ComparisonRequest
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
+NAMED = set(re.findall(r"`([^`\n]+)`", DOCUMENT))
+
+
+def test_every_route_is_documented_and_every_documented_route_exists(
+    make_config: MakeConfig,
+) -> None:
+    paths = create_app(make_config()).openapi()["paths"]
+    routes = {
+        f"{method.upper()} {path.replace(':path', '')}"
+        for path, methods in paths.items()
+        for method in methods
+    }
+    documented = {name for name in NAMED if re.match(r"(GET|POST|PUT|DELETE) /", name)}
+    assert routes == documented
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
+    metrics = {family.name for family in Metrics().registry.collect()}
+    documented = set(re.findall(r"^\| `(bond_\w+)` \|", DOCUMENT, re.MULTILINE))
+    assert metrics == documented
+
+
+@pytest.mark.parametrize(
+    "model", [ChatCompletionRequest, ComparisonRequest, BondOptions, BondAnswer, ComparedArm]
+)
+def test_every_field_is_documented(model: type) -> None:
+    names = {re.split(r"[^\w]", name)[0] for name in NAMED} | set(re.findall(r'"(\w+)"', DOCUMENT))
+    assert set(model.model_fields) - names == set()
+
+
+def test_every_error_code_is_documented_and_every_documented_code_exists() -> None:
+    constants = {value for name, value in vars(errors).items() if name.endswith("_CODE")}
+    codes = constants | {row.code for row in errors.ERROR_TABLE} | {*errors.HTTP_CODES.values()}
+    documented = set(re.findall(r"^\| \d{3} \| `(\w+)` \|", DOCUMENT, re.MULTILINE))
+    assert codes == documented
+
+
+async def test_every_header_is_documented(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        response = await running.post("/v1/distilled")
+    ours = {name for name in response.headers if name.startswith(("x-", "openai-"))}
+    in_code = set(re.findall(r'"(x-bond-[\w-]+)"', inspect.getsource(views)))
+    assert (ours | in_code) - NAMED == set()

@@ -1,0 +1,286 @@
+"""Whatever is wrong with a request is told in OpenAI's shape, and loses nothing."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from running_gateway import MODEL, MakeConfig, Run, Running
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def error_of(response: Any, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    return body["error"]
+
+
+async def nothing_was_drawn(running: Running) -> bool:
+    return await running.gateway.store.completions.count() == 0
+
+
+WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
+    ({"messages": []}, "messages", "invalid_value"),
+    ({"messages": "hi"}, "messages", "invalid_value"),
+    ({"messages": None}, "messages", "invalid_value"),
+    ({}, "messages", "invalid_value"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "invalid_value"),
+    (
+        {"messages": [*HI, {"role": "assistant", "content": None}]},
+        "messages.1.content",
+        "invalid_value",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages.0.content",
+        "invalid_value",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x", "name": "bob"}]},
+        "messages.0.name",
+        "unknown_parameter",
+    ),
+    ({"messages": HI, "best_of": 1, "n": 2}, "best_of", "invalid_value"),
+    ({"messages": HI, "best_of": 17}, "best_of", "invalid_value"),
+    ({"messages": HI, "best_of": 0}, "best_of", "invalid_value"),
+    ({"messages": HI, "best_of": "4"}, "best_of", "invalid_value"),
+    ({"messages": HI, "best_of": True}, "best_of", "invalid_value"),
+    ({"messages": HI, "n": 17}, "n", "invalid_value"),
+    ({"messages": HI, "n": 1.5}, "n", "invalid_value"),
+    ({"messages": HI, "temperature": 0}, "temperature", "invalid_value"),
+    ({"messages": HI, "temperature": 2.5}, "temperature", "invalid_value"),
+    ({"messages": HI, "temperature": "hot"}, "temperature", "invalid_value"),
+    ({"messages": HI, "top_p": 0}, "top_p", "invalid_value"),
+    ({"messages": HI, "top_k": -1}, "top_k", "invalid_value"),
+    ({"messages": HI, "top_k": 2**63}, "top_k", "invalid_value"),
+    ({"messages": HI, "temperature": 1e-40}, "temperature", "invalid_value"),
+    ({"messages": HI, "max_tokens": 0}, "max_tokens", "invalid_value"),
+    (
+        {"messages": HI, "max_tokens": 4, "max_completion_tokens": 5},
+        "max_completion_tokens",
+        "invalid_value",
+    ),
+    ({"messages": HI, "stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
+    ({"messages": HI, "stop": [""]}, "stop.0", "invalid_value"),
+    ({"messages": HI, "logit_bias": {"yes": 1}}, "logit_bias", "invalid_value"),
+    ({"messages": HI, "logit_bias": {"7" * 5000: 1}}, "logit_bias", "invalid_value"),
+    ({"messages": HI, "logit_bias": {"1": 101}}, "logit_bias.1", "invalid_value"),
+    ({"messages": HI, "metadata": {"a": 1}}, "metadata.a", "invalid_value"),
+    (
+        {"messages": HI, "metadata": {str(i): "" for i in range(17)}},
+        "metadata",
+        "invalid_value",
+    ),
+    ({"messages": HI, "user": 7}, "user", "invalid_value"),
+    ({"messages": HI, "store": "yes"}, "store", "invalid_value"),
+    ({"messages": HI, "stream": True}, "stream", "unsupported_parameter"),
+    ({"messages": HI, "logprobs": True}, "logprobs", "unsupported_parameter"),
+    ({"messages": HI, "tools": [{}]}, "tools", "unsupported_parameter"),
+    ({"messages": HI, "stream": 0}, "stream", "unsupported_parameter"),
+    (
+        {"messages": HI, "response_format": {"type": "json_object"}},
+        "response_format",
+        "unsupported_parameter",
+    ),
+    ({"messages": HI, "best_off": 3}, "best_off", "unknown_parameter"),
+    ({"messages": HI, "bond": {"deadline_ms": 9}}, "bond.deadline_ms", "unknown_parameter"),
+]
+
+
+async def test_a_wrong_field_is_named(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        for body, param, code in WRONG_FIELDS:
+            error = error_of(await running.client.post("/v1/best-of-n", json=body), 400)
+            assert (error["param"], error["code"]) == (param, code), body
+            assert error["type"] == "invalid_request_error"
+        assert await nothing_was_drawn(running)
+
+
+NOT_JSON = [
+    (b'{"messages": ', "invalid_json", "at character"),
+    (b"", "invalid_body", "missing"),
+    (b"[]", "invalid_body", "JSON object"),
+    (b"null", "invalid_body", "JSON object"),
+    (b'{"messages": "\xff"}', "invalid_body", "UTF-8"),
+    (b"[" * 100_000, "invalid_body", "nested too deeply"),
+    (b'{"seed": ' + b"7" * 5000 + b"}", "invalid_body", "thousands of digits"),
+]
+JSON = {"content-type": "application/json"}
+
+
+async def test_a_body_that_is_not_json_is_refused(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        for content, code, says in NOT_JSON:
+            response = await running.client.post(
+                "/v1/chat/completions", content=content, headers=JSON
+            )
+            error = error_of(response, 400)
+            assert (error["code"], error["param"]) == (code, None), content[:20]
+            assert says in error["message"]
+
+
+NO_VALUES = [
+    (r'{"messages":[{"role":"user","content":"\ud800"}]}', "messages.0.content"),
+    (r'{"messages":[{"role":"user","content":"a"}],"user":"\udfff"}', "user"),
+    (r'{"messages":[{"role":"user","content":"a"}],"\ud800":1}', None),
+    (r'{"messages":[{"role":"user","content":"a"}],"temperature":NaN}', "temperature"),
+    (r'{"messages":[{"role":"user","content":"a"}],"logit_bias":{"1":Infinity}}', "logit_bias.1"),
+]
+
+
+async def test_what_json_can_spell_but_is_no_value_is_refused(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        for text, param in NO_VALUES:
+            response = await running.client.post("/v1/distilled", content=text, headers=JSON)
+            assert error_of(response, 400)["param"] == param, text
+        assert await nothing_was_drawn(running)
+
+
+async def test_null_and_defaults_ask_for_nothing(run: Run, make_config: MakeConfig) -> None:
+    absent = dict.fromkeys(
+        ["n", "best_of", "temperature", "stop", "seed", "tools", "response_format", "logit_bias"]
+    )
+    async with run(make_config()) as running:
+        response = await running.post("/v1/best-of-n", **absent, stream=False, logprobs=False)
+    assert response.status_code == 200
+
+
+async def test_values_that_ask_for_nothing_are_taken(run: Run, make_config: MakeConfig) -> None:
+    nothing: dict[str, Any] = {"bond": None, "tools": [], "response_format": {"type": "text"}}
+    async with run(make_config()) as running:
+        response = await running.post("/v1/best-of-n", **nothing)
+    assert response.status_code == 200
+
+
+async def test_content_that_is_no_text_is_told_what_is(run: Run, make_config: MakeConfig) -> None:
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]
+    async with run(make_config()) as running:
+        error = error_of(await running.post("/v1/distilled", messages=image), 400)
+    assert "a list of {type: 'text', text: string} parts" in error["message"]
+
+
+async def test_a_positive_temperature_too_small_names_zero(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        error = error_of(await running.post("/v1/distilled", temperature=1e-40), 400)
+    assert error["message"].endswith("0 is greedy")
+
+
+async def test_a_body_without_its_content_type_is_told_so(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        response = await running.client.post("/v1/chat/completions", content=b'{"model": "x"}')
+    assert "content-type: application/json" in error_of(response, 400)["message"]
+
+
+UNKNOWN_MODELS = [
+    "tiny",
+    "other",
+    f"{MODEL}:",
+    f"{MODEL}:BON",
+    f"{MODEL}:bon:bon",
+    f"{MODEL}:distilled@",
+    f"{MODEL}:distilled@7",
+    f"{MODEL}:reference@v0",
+    f"x{MODEL}",
+    f"{MODEL}:distilled@v\u0663",  # a digit, though not of ASCII
+]
+
+
+async def test_an_unknown_model_is_a_404_that_lists_what_exists(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        for model in UNKNOWN_MODELS:
+            error = error_of(await running.post("/v1/chat/completions", model=model), 404)
+            assert (error["param"], error["code"]) == ("model", "model_not_found"), model
+            for known in ("", ":reference", ":bon", ":distilled", ":distilled@v0000"):
+                assert f"{MODEL}{known}" in error["message"]
+        assert await nothing_was_drawn(running)
+
+
+async def test_an_unknown_version_is_a_404(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        response = await running.post("/v1/chat/completions", model=f"{MODEL}:distilled@v7")
+    error = error_of(response, 404)
+    assert error["code"] == "model_not_found"
+    assert "v0007" in error["message"]
+
+
+async def test_a_route_of_one_arm_refuses_another_arms_id(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        for route, model in (("best-of-n", "distilled"), ("distilled", "bon")):
+            error = error_of(await running.post(f"/v1/{route}", model=f"{MODEL}:{model}"), 404)
+            assert error["param"] == "model"
+        for route, model in (("best-of-n", ":bon"), ("best-of-n", ""), ("distilled", "")):
+            assert (await running.post(f"/v1/{route}", model=MODEL + model)).status_code == 200
+
+
+async def test_a_prompt_that_is_too_long_is_told_so(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        long = [{"role": "user", "content": "word " * 400_000}]
+        error = error_of(await running.post("/v1/distilled", messages=long), 400)
+        assert await nothing_was_drawn(running)
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+
+
+async def test_a_body_over_the_limit_is_a_413(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        declared = await running.client.post(
+            "/v1/distilled", content=b"x" * (5 << 20), headers={"content-type": "application/json"}
+        )
+
+        async def chunks() -> AsyncGenerator[bytes]:
+            for _ in range(6):
+                yield b" " * (1 << 20)
+
+        streamed = await running.client.post(
+            "/v1/distilled", content=chunks(), headers={"content-type": "application/json"}
+        )
+    for response in (declared, streamed):
+        error = error_of(response, 413)
+        assert error["code"] == "body_too_large"
+        assert response.headers["connection"] == "close"
+        assert "x-request-id" in response.headers
+
+
+async def test_routes_and_methods_that_do_not_exist(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        missing = error_of(await running.client.get("/v1/nothing"), 404)
+        slash = error_of(await running.client.get("/v1/models/"), 404)
+        method = await running.client.get("/v1/compare")
+        query = error_of(await running.client.get("/v1/training?evaluations=many"), 400)
+    assert missing["code"] == "route_not_found"
+    assert slash["code"] in ("route_not_found", "model_not_found")
+    assert error_of(method, 405)["code"] == "method_not_allowed"
+    assert method.headers["allow"] == "POST"
+    assert query["param"] == "evaluations"
+
+
+WRONG_COMPARISONS: list[tuple[dict[str, Any], int, str]] = [
+    ({"arms": []}, 400, "arms"),
+    ({"arms": ["bon", "best"]}, 400, "arms.1"),
+    ({"arms": ["bon", "distilled@v9"]}, 404, "arms.1"),
+    ({"n": 2}, 400, "n"),
+    ({"model": f"{MODEL}:bon"}, 404, "model"),
+    ({"best_of": 99}, 400, "best_of"),
+    ({"arms": ["distilled"], "best_of": 2}, 400, "best_of"),
+    ({"temperature": 0}, 400, "temperature"),
+]
+
+
+async def test_wrong_comparisons(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        for body, status, param in WRONG_COMPARISONS:
+            response = await running.post("/v1/compare", **body)
+            assert error_of(response, status)["param"] == param, body
+        assert await nothing_was_drawn(running)

@@ -1,0 +1,92 @@
+"""One prompt, several arms: answered at once, scored alike, each recorded."""
+
+import asyncio
+import time
+from pathlib import Path
+
+from running_gateway import MODEL, MakeConfig, Run, row_id, scorer, settled
+
+from bond_core.engines.fake import FakeEngine
+from bond_core.types import Arm
+
+
+async def test_both_arms_answer_and_are_scored_by_the_same_scorer(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        body = (await running.post("/v1/compare", user="alice")).json()
+        rows = [await running.gateway.store.completions.get(row_id(arm)) for arm in body["arms"]]
+    assert body["object"] == "bond.comparison"
+    assert body["model"] == MODEL
+    bon, distilled = body["arms"]
+    assert (bon["arm"], bon["best_of"], bon["strategy"]) == ("bon", 4, "best_of_n")
+    assert (distilled["arm"], distilled["best_of"], distilled["strategy"]) == (
+        "distilled",
+        1,
+        "single",
+    )
+    for arm, row in zip(body["arms"], rows, strict=True):
+        assert row is not None
+        assert arm["score"] == float(len(arm["text"])) == row.score
+        assert arm["version"] == row.version == "v0000"
+        assert arm["tokens"] == sum(len(c.completion.token_ids) for c in row.candidates)
+        assert row.unit == "alice"
+        assert row.requested_model == f"{MODEL}:{arm['arm']}"
+    assert bon["tokens"] > distilled["tokens"]
+    assert rows[0] is not None
+    assert bon["score"] == max(c.score for c in rows[0].candidates if c.score is not None)
+
+
+async def test_each_arm_is_timed_alone(run: Run, make_config: MakeConfig) -> None:
+    config = make_config(engine={"type": "fake", "delay_s": 0.2})
+    async with run(config) as running:
+        engine = running.gateway.engine
+        assert isinstance(engine, FakeEngine)
+        started = time.perf_counter()
+        asking = asyncio.create_task(
+            running.post("/v1/compare", arms=["reference", "bon", "distilled"])
+        )
+        most = 0
+        while not asking.done():
+            most = max(most, engine.in_progress)
+            await asyncio.sleep(0.01)
+        elapsed_s = time.perf_counter() - started
+        body = (await asking).json()
+    assert [arm["arm"] for arm in body["arms"]] == ["reference", "bon", "distilled"]
+    assert most == 4  # Best-of-4's own candidates, and nobody else's
+    assert all(arm["latency_ms"] >= 200 for arm in body["arms"])
+    assert sum(arm["latency_ms"] for arm in body["arms"]) / 1e3 <= elapsed_s
+
+
+async def test_arms_named_in_the_body(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        body = (await running.post("/v1/compare", arms=["distilled@v0", "bon"], best_of=2)).json()
+        assert await running.gateway.store.completions.count() == 2
+    assert [(a["arm"], a["version"], a["best_of"]) for a in body["arms"]] == [
+        ("distilled@v0", "v0000", 1),
+        ("bon", "v0000", 2),
+    ]
+
+
+async def test_a_scorer_that_fails_leaves_the_answers_without_scores(
+    run: Run, make_config: MakeConfig, rewards_file: Path
+) -> None:
+    async with run(make_config(scorer=scorer(rewards_file, "raises"))) as running:
+        response = await running.post("/v1/compare")
+        await settled(running)
+    assert response.status_code == 200
+    assert [arm["score"] for arm in response.json()["arms"]] == [None, None]
+    assert response.json()["arms"][0]["degraded"] == "scoring_failed"
+    assert all(arm["text"] for arm in response.json()["arms"])
+
+
+async def test_a_failing_engine_fails_the_comparison_and_counts_in_both_arms(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        await running.gateway.engine.close()
+        response = await running.post("/v1/compare")
+        arms = {s.arm: s for s in await running.gateway.store.completions.summarise()}
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "engine_unavailable"
+    assert (arms[Arm.BON].failed, arms[Arm.DISTILLED].failed) == (1, 1)

@@ -1,0 +1,197 @@
+"""An answer is sent after its row is committed; failures and cancellations are rows too."""
+
+import asyncio
+import json
+import sqlite3
+from typing import Any
+
+import pytest
+from running_gateway import MakeConfig, Run, Running, row_id, settled
+
+from bond_core.config import BondConfig
+from bond_core.types import Arm
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def lock(config: BondConfig) -> sqlite3.Connection:
+    """Another connection that holds the database's only write lock."""
+    connection = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
+async def test_the_answer_waits_for_its_row(run: Run, make_config: MakeConfig) -> None:
+    config = make_config(server={"policy_poll_s": 60})
+    async with run(config) as running:
+        other = lock(config)
+        asking = asyncio.create_task(running.post("/v1/best-of-n"))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        other.execute("COMMIT")
+        response = await asking
+        assert response.status_code == 200
+        assert float(response.headers["x-bond-overhead-ms"]) > 200
+        # another connection sees the row that was acknowledged
+        [found] = other.execute("SELECT id, status FROM completions").fetchall()
+        assert found == (row_id(response.json()), "ok")
+        other.close()
+
+
+async def test_a_store_that_cannot_commit_is_a_503_and_no_answer(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(store={"commit_timeout_s": 0.3}, server={"policy_poll_s": 60})
+    async with run(config) as running:
+        other = lock(config)
+        response = await running.post("/v1/best-of-n")
+        error = response.json()["error"]
+        assert response.status_code == 503
+        assert error["code"] == "store_unavailable"
+        assert "choices" not in response.json()
+        assert running.metric("bond_requests_total", arm="bon", status="failed") == 1
+        assert running.metric("bond_log_rows_total", arm="bon", status="ok") == 0
+        other.execute("ROLLBACK")
+        other.close()
+        assert (await running.post("/v1/best-of-n")).status_code == 200
+
+
+async def test_an_engine_failure_is_a_503_and_a_failed_row_of_its_arm(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        await running.gateway.engine.close()
+        response = await running.post("/v1/best-of-n")
+        [summary] = await running.gateway.store.completions.summarise()
+        record = await only_row(running)
+        assert running.metric("bond_requests_total", arm="bon", status="failed") == 1
+        assert running.metric("bond_log_rows_total", arm="bon", status="failed") == 1
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "engine_unavailable"
+    assert (summary.arm, summary.requests, summary.failed) == (Arm.BON, 1, 1)
+    assert (record["status"], record["may_train"]) == ("failed", 0)
+    assert record["error"].startswith("EngineUnavailableError: ")
+
+
+async def test_a_client_that_goes_away_cancels_and_leaves_a_row(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(engine={"type": "fake", "delay_s": 5.0})
+    async with run(config) as running:
+        sent = await disconnecting_post(running, "/v1/best-of-n", after_s=0.1)
+        assert running.gateway.engine.in_progress == 0  # type: ignore[attr-defined]
+        await settled(running)
+        record = await only_row(running)
+        assert running.metric("bond_requests_total", arm="bon", status="cancelled") == 1
+        assert running.metric("bond_in_flight_requests") == 0
+    assert sent[0]["status"] == 499
+    assert (record["status"], record["arm"], record["may_train"]) == ("cancelled", "bon", 0)
+    assert 0.1 <= record["latency_s"] < 5.0
+
+
+async def test_a_client_that_leaves_during_the_commit_leaves_an_answered_row(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(server={"policy_poll_s": 60})
+    async with run(config) as running:
+        other = lock(config)
+        await disconnecting_post(running, "/v1/distilled", after_s=0.2)
+        other.execute("COMMIT")
+        other.close()
+        await settled(running)
+        record = await only_row(running)
+        assert running.metric("bond_requests_total", arm="distilled", status="ok") == 1
+        assert running.metric("bond_log_rows_total", arm="distilled", status="ok") == 1
+    assert record["status"] == "ok"
+    assert record["score"] is not None
+
+
+async def test_without_content_only_numbers_are_kept(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config(server={"log_content": False})) as running:
+        body = (await running.post("/v1/best-of-n")).json()
+        single = (await running.post("/v1/distilled")).json()
+        await settled(running)
+        bon = await running.gateway.store.completions.get(row_id(body))
+        distilled = await running.gateway.store.completions.get(row_id(single))
+        summaries = {s.arm: s for s in await running.gateway.store.completions.summarise()}
+    assert bon is not None
+    assert distilled is not None
+    for row in (bon, distilled):
+        assert row.messages == ()
+        assert not row.may_train
+        assert {c.completion.text for c in row.candidates} == {""}
+        assert {t for c in row.candidates for t in c.completion.token_ids} == {0}
+        assert set(row.prompt_token_ids) == {0}
+    text = body["choices"][0]["message"]["content"]
+    assert bon.score == float(len(text)) > 0
+    assert distilled.score == float(len(single["choices"][0]["message"]["content"]))
+    assert summaries[Arm.BON].tokens_per_answer == body["usage"]["completion_tokens"]
+
+
+async def test_rows_survive_a_restart(run: Run, make_config: MakeConfig) -> None:
+    config = make_config()
+    async with run(config) as running:
+        first = (await running.post("/v1/distilled")).json()
+    async with run(config) as running:
+        assert await running.gateway.store.completions.get(row_id(first)) is not None
+        await running.post("/v1/distilled")
+        assert await running.gateway.store.completions.count() == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/best-of-n", "/v1/distilled", "/v1/compare"])
+async def test_every_answer_is_one_row_per_arm(
+    run: Run, make_config: MakeConfig, path: str
+) -> None:
+    async with run(make_config()) as running:
+        await asyncio.gather(*(running.post(path) for _ in range(20)))
+        rows = await running.gateway.store.completions.count()
+        summaries = await running.gateway.store.completions.summarise()
+        for summary in summaries:
+            arm = summary.arm.value
+            assert running.metric("bond_requests_total", arm=arm, status="ok") == 20
+            assert running.metric("bond_log_rows_total", arm=arm, status="ok") == 20
+    assert rows == (40 if path == "/v1/compare" else 20)
+
+
+async def only_row(running: Running) -> dict[str, Any]:
+    """The log's one row, as SQLite holds it."""
+    connection = sqlite3.connect(running.gateway.config.data_dir / "bond.db")
+    connection.row_factory = sqlite3.Row
+    try:
+        [row] = connection.execute("SELECT * FROM completions").fetchall()
+        return dict(row)
+    finally:
+        connection.close()
+
+
+async def disconnecting_post(running: Running, path: str, after_s: float) -> list[dict[str, Any]]:
+    """Speak ASGI as a server does whose client closes the connection after a while."""
+    body = json.dumps({"messages": HI}).encode()
+    sent: list[dict[str, Any]] = []
+    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if inbox:
+            return inbox.pop()
+        await asyncio.sleep(after_s)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("gateway", 80),
+    }
+    await running.app(scope, receive, send)  # type: ignore[arg-type]
+    return sent

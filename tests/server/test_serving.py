@@ -1,0 +1,183 @@
+"""The process: its socket, its signals, and what survives it."""
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from running_gateway import MODEL, eventually
+
+from bond_core.errors import ConfigError
+from bond_server.serving import claim_socket
+
+READY = "bond gateway ready on "
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def write_config(folder: Path, rewards: Path, **server: Any) -> Path:
+    file = folder / "bond.yaml"
+    delay_s = server.pop("delay_s", 0.0)
+    document = {
+        "model": {"path": "no-model", "name": MODEL},
+        "engine": {"type": "fake", "delay_s": delay_s},
+        "scorer": {"type": "function", "function": f"{rewards}:length"},
+        "data_dir": "data",
+        "server": {"port": 0, **server},
+    }
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+@contextmanager
+def gateway(config: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
+    """A gateway in a process of its own, and its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bond_server", str(config)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        assert line.startswith(READY), line + process.stderr.read()
+        yield process, line.removeprefix(READY).strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def rows(config: Path) -> list[tuple[str, str]]:
+    connection = sqlite3.connect(config.parent / "data" / "bond.db")
+    try:
+        return connection.execute("SELECT id, status FROM completions").fetchall()
+    finally:
+        connection.close()
+
+
+async def signalled_post(process: subprocess.Popen[str], url: str) -> httpx.Response | None:
+    """Send a request and, while it runs, SIGTERM; None if the connection broke."""
+    async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
+        asking = asyncio.create_task(client.post("/v1/best-of-n", json=HI))
+
+        async def in_flight() -> bool:
+            return "bond_in_flight_requests 1.0" in (await client.get("/metrics")).text
+
+        await eventually(in_flight)
+        process.send_signal(signal.SIGTERM)
+        try:
+            return await asking
+        except httpx.TransportError:
+            return None
+
+
+async def test_sigterm_lets_running_requests_end(tmp_path: Path, rewards_file: Path) -> None:
+    config = write_config(tmp_path, rewards_file, delay_s=1.0)
+    with gateway(config) as (process, url):
+        response = await signalled_post(process, url)
+        assert process.wait(10) == 0
+    assert response is not None
+    assert response.status_code == 200
+    [(id_, status)] = rows(config)
+    assert response.json()["id"] == f"chatcmpl-{id_}"
+    assert status == "ok"
+
+
+async def test_what_outlasts_the_grace_is_cancelled_and_recorded(
+    tmp_path: Path, rewards_file: Path
+) -> None:
+    config = write_config(tmp_path, rewards_file, delay_s=60.0, shutdown_grace_s=1.0)
+    with gateway(config) as (process, url):
+        started = time.monotonic()
+        await signalled_post(process, url)
+        assert process.wait(10) == 0
+        assert time.monotonic() - started < 6
+    assert [status for _, status in rows(config)] == ["cancelled"]
+
+
+def test_an_acknowledged_answer_survives_kill_9(tmp_path: Path, rewards_file: Path) -> None:
+    config = write_config(tmp_path, rewards_file)
+    with gateway(config) as (process, url):
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            ids = [client.post("/v1/distilled", json=HI).json()["id"] for _ in range(5)]
+        process.kill()
+        process.wait(10)
+    assert [f"chatcmpl-{id_}" for id_, _ in rows(config)] == ids
+
+
+def test_a_client_that_closes_its_connection_cancels(tmp_path: Path, rewards_file: Path) -> None:
+    config = write_config(tmp_path, rewards_file, delay_s=60.0)
+    with gateway(config) as (_, url), httpx.Client(base_url=url, trust_env=False) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/best-of-n", json=HI, timeout=0.5)
+        deadline = time.monotonic() + 10
+        while not rows(config) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [status for _, status in rows(config)] == ["cancelled"]
+
+
+def test_a_second_gateway_on_the_same_data_is_refused(tmp_path: Path, rewards_file: Path) -> None:
+    config = write_config(tmp_path, rewards_file)
+    with gateway(config):
+        second = run_to_end(config)
+    assert second.returncode == 1
+    assert second.stderr.splitlines()[-1].startswith("error: another gateway")
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded(
+    tmp_path: Path, rewards_file: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run_to_end(write_config(tmp_path, rewards_file, port=port))
+    assert ended.returncode == 1
+    assert f"error: port {port} on 127.0.0.1 is in use" in ended.stderr
+    assert "server.port" in ended.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def run_to_end(config: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bond_server", str(config)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_port_0_is_any_free_port() -> None:
+    with claim_socket("127.0.0.1", 0) as first, claim_socket("127.0.0.1", 0) as second:
+        ports = {first.getsockname()[1], second.getsockname()[1]}
+    assert len(ports) == 2
+    assert 0 not in ports
+
+
+def test_a_port_is_free_again_at_once() -> None:
+    with claim_socket("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        listener.listen()
+        client = socket.create_connection(("127.0.0.1", port))
+        server, _ = listener.accept()
+        server.close()  # closes first, so that the port lingers in TIME_WAIT
+        client.close()
+    claim_socket("127.0.0.1", port).close()
+
+
+def test_a_host_that_does_not_resolve_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"server\.host 'no\.such\.host\.invalid'"):
+        claim_socket("no.such.host.invalid", 0)

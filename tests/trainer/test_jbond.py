@@ -1,0 +1,239 @@
+"""J-BOND's parts by hand, its invariances, and what it refuses (oracles 11, 12 and 27)."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from bond_core.best_of_n_law import reward_quantiles
+from bond_core.config import JBondConfig
+from bond_core.errors import ConfigError, ScoringError
+from bond_core.statistics import best_of_n_weights
+from bond_trainer.objectives import (
+    JBondInputs,
+    build_objective,
+    forward_weights,
+    jbond_loss,
+    winners_loss,
+)
+from bond_trainer.objectives.jbond import leave_one_out_mean, penalised_reward
+from bond_trainer.objectives.winners import winner_indices
+
+LOG_16 = math.log(16)
+
+
+def inputs(
+    policy_rewards: Tensor, anchor_rewards: Tensor, *, dtype: torch.dtype = torch.float64
+) -> JBondInputs:
+    """Any log-probabilities for given rewards."""
+    generator = torch.Generator().manual_seed(0)
+    policy, anchor = (
+        -5 * torch.rand(policy_rewards.shape, generator=generator, dtype=dtype) for _ in range(2)
+    )
+    forward = -5 * torch.rand(anchor_rewards.shape, generator=generator, dtype=dtype)
+    return JBondInputs(
+        policy_logprobs_BP=policy.requires_grad_(),
+        anchor_logprobs_BP=anchor,
+        forward_logprobs_BK=forward.requires_grad_(),
+        policy_rewards_BP=policy_rewards,
+        anchor_rewards_BK=anchor_rewards,
+    )
+
+
+def test_loss_and_metrics_by_hand():
+    """Two prompts, one policy sample: the first is worse than both anchors, the second is not."""
+    batch = JBondInputs(
+        policy_logprobs_BP=torch.tensor([[-3.0], [-2.0]], dtype=torch.float64),
+        anchor_logprobs_BP=torch.tensor([[-2.5], [-4.0]], dtype=torch.float64),
+        forward_logprobs_BK=torch.tensor([[-1.0, -7.0], [-6.0, -5.0]], dtype=torch.float64),
+        policy_rewards_BP=torch.tensor([[0.0], [1.0]]),
+        anchor_rewards_BK=torch.tensor([[2.0, 1.0], [1.0, 3.0]]),
+    )
+    output = jbond_loss(batch, JBondConfig(beta=0.25, gamma=2.0, baseline="batch"))
+    forward = (1.0 + 5.0) / 2  # winners are the first and the second anchor sample
+    returns = [-LOG_16 + 0.5, 0.0 - 2.0]
+    advantages = [returns[0] - returns[1], returns[1] - returns[0]]
+    backward = -(advantages[0] * -3.0 + advantages[1] * -2.0) / 2
+    drifts = [-0.5 - 2.0, 2.0 + 0.5]
+    regulariser = (drifts[0] * -3.0 + drifts[1] * -2.0) / 2
+    expected = 0.75 * forward + 0.25 * backward + 2.0 * regulariser
+    assert float(output.loss) == pytest.approx(expected, abs=1e-12)
+    assert output.metrics == pytest.approx(
+        {
+            "loss": expected,
+            "loss_forward": forward,
+            "loss_backward": backward,
+            "loss_regulariser": regulariser,
+            "penalty_rate": 0.5,
+            "return_mean": sum(returns) / 2,
+            "log_ratio_mean": 0.75,
+            "log_ratio_abs_max": 2.0,
+            "tie_rate": 0.25,
+            "quantile_mean": 0.125,
+            "reward_policy_mean": 0.5,
+            "reward_anchor_mean": 1.75,
+        },
+        abs=1e-12,
+    )
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_oracle_11_mean_penalty_is_the_squared_share_of_better_answers(k: int):
+    probs = torch.tensor([0.4, 0.25, 0.2, 0.15], dtype=torch.float64)
+    rewards = torch.tensor([1.0, 0.0, 1.0, 3.0], dtype=torch.float64)
+    draws = torch.cartesian_prod(*[torch.arange(4)] * k)
+    weights = probs[draws].prod(dim=-1)
+    p_le = torch.from_numpy(reward_quantiles(probs.numpy(), rewards.numpy()).p_le)
+    for answer in range(4):
+        own = rewards[answer].expand(len(draws), 1)
+        mean = float((penalised_reward(own, rewards[draws]).squeeze(-1) * weights).sum())
+        assert mean == pytest.approx(float(-LOG_16 * (1 - p_le[answer]) ** 2), abs=1e-10)
+
+
+def test_oracle_11_penalty_from_pairs_of_anchors():
+    anchors = torch.tensor([[1.0, 2.0, 3.0, 3.0]])
+    own = torch.tensor([[0.0, 1.0, 1.5, 2.0, 3.0, 4.0]])
+    shares = penalised_reward(own, anchors) / -LOG_16
+    expected = torch.tensor([[1.0, 3 / 6, 3 / 6, 1 / 6, 0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=1e-12)
+
+
+def test_oracle_11_a_third_is_penalised_at_the_start():
+    """Policy and anchor alike, continuous rewards: of three, the first is the worst."""
+    orders = torch.tensor(list(itertools.permutations([0.0, 1.0, 2.0])))
+    rate = penalised_reward(orders[:, :1], orders[:, 1:]).mean() / -LOG_16
+    assert float(rate) == pytest.approx(1 / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_oracle_12_forward_weights_are_those_of_the_estimator(n: int):
+    rewards = torch.tensor([[0.4, 1.0, 0.4, 2.0, -1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+    weights = forward_weights(rewards, n)
+    expected = torch.from_numpy(best_of_n_weights(rewards.numpy(), n))
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-15)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2).double(), rtol=0, atol=1e-12)
+
+
+def test_rows_of_weight_zero_are_not_read():
+    batch = inputs(torch.tensor([[0.0]]), torch.tensor([[1.0, 2.0, 0.5]]))
+    assert forward_weights(batch.anchor_rewards_BK).tolist()[0][2] == 0
+    assert batch.forward_logprobs_BK is not None
+    forward = batch.forward_logprobs_BK.detach().clone()
+    config = JBondConfig(beta=0.5)
+    full = jbond_loss(batch, config).loss
+    forward[0, 2] = math.nan
+    sparse_forward = forward.requires_grad_()
+    sparse = JBondInputs(
+        policy_logprobs_BP=batch.policy_logprobs_BP,
+        anchor_logprobs_BP=batch.anchor_logprobs_BP,
+        forward_logprobs_BK=sparse_forward,
+        policy_rewards_BP=batch.policy_rewards_BP,
+        anchor_rewards_BK=batch.anchor_rewards_BK,
+    )
+    loss = jbond_loss(sparse, config).loss
+    loss.backward()
+    assert torch.equal(loss, full)
+    assert sparse_forward.grad is not None
+    assert sparse_forward.grad[0].tolist() == pytest.approx([-1 / 6, -2 / 6, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("baseline", ["none", "batch", "group"])
+def test_oracle_27_only_ranks_matter(baseline: str, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(7)
+    own = torch.randint(-4, 5, (6, 2), generator=generator).double()
+    anchors = torch.randint(-4, 5, (6, 4), generator=generator).double()
+    config = JBondConfig(beta=0.4, gamma=0.3, baseline=baseline, num_policy_samples=2)
+    batch = inputs(own, anchors, dtype=dtype)
+    plain = jbond_loss(batch, config).loss
+    grads = torch.autograd.grad(plain, [batch.policy_logprobs_BP, batch.forward_logprobs_BK])
+    for transform in (lambda r: r + 17.0, lambda r: r * 0.125, lambda r: r**3):
+        other = inputs(transform(own), transform(anchors), dtype=dtype)
+        loss = jbond_loss(other, config).loss
+        assert torch.equal(loss, plain)
+        again = torch.autograd.grad(loss, [other.policy_logprobs_BP, other.forward_logprobs_BK])
+        assert all(torch.equal(a, b) for a, b in zip(again, grads, strict=True))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_oracle_27_rewards_that_are_not_finite_are_refused(bad: float):
+    config = JBondConfig()
+    own, anchors = torch.zeros(2, 1), torch.zeros(2, 3)
+    own[1, 0] = bad
+    with pytest.raises(ScoringError, match=r"policy sample at \[1, 0\] is -?(nan|inf)"):
+        jbond_loss(inputs(own, anchors), config)
+    anchors[0, 2] = bad
+    with pytest.raises(ScoringError, match=r"anchor sample at \[0, 2\]"):
+        jbond_loss(inputs(torch.zeros(2, 1), anchors), config)
+    with pytest.raises(ScoringError, match="anchor sample"):
+        forward_weights(anchors)
+
+
+def test_identical_answers_of_a_group_are_ties():
+    output = jbond_loss(inputs(torch.ones(1, 1), torch.ones(1, 4)), JBondConfig())
+    assert output.metrics["tie_rate"] == 1
+    assert output.metrics["penalty_rate"] == 0
+    assert forward_weights(torch.ones(1, 4)).tolist() == [[0.25] * 4]
+
+
+def test_leave_one_out_means():
+    values = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    assert leave_one_out_mean(values, "none").tolist() == [[0, 0], [0, 0]]
+    assert leave_one_out_mean(values, "group").tolist() == [[2, 1], [6, 3]]
+    assert leave_one_out_mean(values, "batch").tolist() == [
+        pytest.approx([11 / 3, 10 / 3]),
+        pytest.approx([3, 2]),
+    ]
+    assert leave_one_out_mean(torch.tensor([[5.0]]), "batch").tolist() == [[0]]
+
+
+def test_forward_pass_is_not_needed_for_beta_1():
+    batch = inputs(torch.zeros(2, 1), torch.ones(2, 2))
+    without = JBondInputs(
+        policy_logprobs_BP=batch.policy_logprobs_BP,
+        anchor_logprobs_BP=batch.anchor_logprobs_BP,
+        forward_logprobs_BK=None,
+        policy_rewards_BP=batch.policy_rewards_BP,
+        anchor_rewards_BK=batch.anchor_rewards_BK,
+    )
+    assert torch.equal(
+        jbond_loss(without, JBondConfig(beta=1)).loss, jbond_loss(batch, JBondConfig(beta=1)).loss
+    )
+    with pytest.raises(ValueError, match=r"beta 0\.5 needs .* not None"):
+        jbond_loss(without, JBondConfig(beta=0.5))
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="of the same prompts"):
+        jbond_loss(inputs(torch.zeros(2, 1), torch.zeros(3, 2)), JBondConfig())
+    with pytest.raises(ValueError, match="at least 2 anchor samples"):
+        jbond_loss(inputs(torch.zeros(2, 1), torch.zeros(2, 1)), JBondConfig())
+    with pytest.raises(ValueError, match="raise num_policy_samples"):
+        jbond_loss(inputs(torch.zeros(2, 1), torch.zeros(2, 2)), JBondConfig(baseline="group"))
+
+
+def test_builder():
+    config = JBondConfig(beta=0.3)
+    batch = inputs(torch.zeros(2, 1), torch.ones(2, 2))
+    assert torch.equal(build_objective(config)(batch).loss, jbond_loss(batch, config).loss)
+    with pytest.raises(ConfigError, match="num_policy_samples of at least 2"):
+        build_objective(JBondConfig(baseline="group"))
+
+
+def test_winners_loss_is_the_mean_of_sums():
+    logprobs = torch.tensor([-10.0, -2.0, -6.0], requires_grad=True)
+    output = winners_loss(logprobs)
+    output.loss.backward()
+    assert float(output.loss) == 6
+    assert output.metrics == {"loss_forward": 6.0}
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-1 / 3] * 3)
+    with pytest.raises(ValueError, match="at least one winner"):
+        winners_loss(torch.zeros(0))
+
+
+def test_winner_is_the_first_of_the_best():
+    rewards = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, -1.0, 5.0]])
+    assert winner_indices(rewards).tolist() == [1, 0, 2]

@@ -1,0 +1,46 @@
+"""The background learner: from logged prompts to better policy versions.
+
+    loop.py             the process; training_run.py what happens in which order
+    opening.py          store, model, engine, scorers: opened in one place
+    prompts.py          the log, or a file, as a source of prompts; prompt_pool.py bounds their use
+    winners.py          examples from logged Best-of-N; winners_phase.py learns from them
+    rollouts.py         samples of policy and anchor, with rewards
+    learner.py          the update; lora.py the two adapters; logprobs.py, moving_average.py
+    objectives/         one file per loss
+    held_out.py         the prompts of the gate; reference_draws.py the reference on them
+    draws.py            scored samples; metrics.py and kl.py what they say
+    gate.py             the decision; promotion.py writes and proposes the version; probe.py
+    checkpoints.py      what a restart takes up
+    progress.py         what the trainer says of itself
+
+`run_training` is the door; it imports torch when it is called.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from bond_core.config import BondConfig
+from bond_core.store.records import TrainingRecord
+
+__all__ = ["run_training"]
+
+
+async def run_training(
+    config: BondConfig,
+    *,
+    prompts_file: Path | None = None,
+    max_steps: int | None = None,
+    stop: asyncio.Event | None = None,
+    on_progress: Callable[[TrainingRecord], None] | None = None,
+) -> None:
+    """Learn until stopped; see `bond_trainer.loop.run_training`."""
+    from bond_trainer import loop
+
+    await loop.run_training(
+        config,
+        prompts_file=prompts_file,
+        max_steps=max_steps,
+        stop=stop,
+        on_progress=on_progress,
+    )

@@ -1,0 +1,190 @@
+"""Opening everything that a training run needs, and closing it again."""
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bond_core.adapters import remove_leftovers
+from bond_core.config import BondConfig, LocalEngineConfig, ScorerConfig
+from bond_core.engines.local import LocalEngine
+from bond_core.engines.local.loading import load_policy
+from bond_core.errors import ConfigError, StoreUnavailableError
+from bond_core.fingerprints import model_digest
+from bond_core.holdout import Split
+from bond_core.rewards import build_scorer
+from bond_core.rewards.base import Scorer
+from bond_core.store import Store, open_store
+from bond_trainer.checkpoints import Checkpoints
+from bond_trainer.draws import Scorers
+from bond_trainer.held_out import HeldOutSource, held_out_openings
+from bond_trainer.learner import Learner
+from bond_trainer.lora import LoraPair
+from bond_trainer.promotion import Proposer
+from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
+
+LEASE = "trainer"
+LEASE_TTL_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The open parts of one training run."""
+
+    config: BondConfig
+    run_id: str
+    store: Store
+    engine: LocalEngine
+    learner: Learner
+    scorers: Scorers
+    checkpoints: Checkpoints
+    fingerprint: str
+    source: PromptSource
+    held_out: HeldOutSource
+    proposer: Proposer
+    openings: frozenset[str]
+    """First messages that are never learned from."""
+    ends_with_prompts: bool
+    """Whether the prompts are a file, whose end ends the run."""
+
+
+@asynccontextmanager
+async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIterator[Parts]:
+    """Open store, model, engine and scorers; the torch settings of the process are the trainer's.
+
+    Raises `ModelLoadError` or `ConfigError` naming what cannot be used, `AdapterError` if the
+    version to build on was made for another base, and `StoreUnavailableError` if another trainer
+    runs on the same store.
+    """
+    # Batches come in many shapes, and oneDNN keeps a compiled kernel for each of the last 1024:
+    # gigabytes, for a model of a few megabytes. It reads the variable at its first kernel.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    torch.set_num_threads(config.trainer.threads)
+    async with AsyncExitStack() as stack:
+        store = await open_store(
+            config.store_url,
+            config.store.durability,
+            config.store.group_commit_rows,
+            config.store.commit_timeout_s,
+        )
+        stack.push_async_callback(store.close)
+        stack.enter_context(_locked(config.checkpoints_dir))
+        run_id = _run_id(config.checkpoints_dir)
+        await _take_lease(store, run_id)
+        stack.push_async_callback(store.leases.release, LEASE, run_id)
+        remove_leftovers(config.adapters_dir)
+        base_revision = await asyncio.to_thread(model_digest, config.model.path)
+        engine, learner = _build_learner(config, base_revision)
+        await engine.start()
+        stack.push_async_callback(engine.close)
+        scorers = Scorers(
+            await _open_scorer(stack, config.scorer),
+            await _open_scorer(stack, config.judge) if config.judge else None,
+            await _open_scorer(stack, config.gold) if config.gold else None,
+        )
+        proposer = Proposer(config, store, engine, learner, scorers)
+        await proposer.check_incumbent()
+        openings = held_out_openings(config)
+        pool = new_pool(config.trainer, openings)
+        yield Parts(
+            config=config,
+            run_id=run_id,
+            store=store,
+            engine=engine,
+            learner=learner,
+            scorers=scorers,
+            checkpoints=Checkpoints(config.checkpoints_dir),
+            fingerprint=_fingerprint(config, engine),
+            source=LogPrompts(store, pool, run_id, config.trainer.claim_lease_s)
+            if prompts_file is None
+            else FilePrompts(prompts_file, engine, pool),
+            held_out=HeldOutSource(config, store, Split.GATE, prompts_file),
+            proposer=proposer,
+            openings=openings,
+            ends_with_prompts=prompts_file is not None,
+        )
+
+
+def _build_learner(config: BondConfig, base_revision: str) -> tuple[LocalEngine, Learner]:
+    """The learner over the base model, and an engine that shares its storage."""
+    device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
+    base, tokenizer = load_policy(config.model.path, config.model.dtype, device)
+    torch.manual_seed(config.trainer.seed)
+    learner = Learner(LoraPair(base, config.trainer.lora), config.trainer, config.sampling)
+    limit = (
+        config.engine.max_context_tokens
+        if isinstance(config.engine, LocalEngineConfig)
+        else config.trainer.max_prompt_tokens + config.sampling.max_tokens
+    )
+    engine = LocalEngine.over(
+        learner.pair.base,
+        tokenizer,
+        max_rows=config.trainer.rollout_rows,
+        max_context_tokens=limit,
+        name=config.model.served_name,
+        base_revision=base_revision,
+    )
+    return engine, learner
+
+
+async def _open_scorer(stack: AsyncExitStack, config: ScorerConfig) -> Scorer:
+    scorer = build_scorer(config)
+    await scorer.start()
+    stack.push_async_callback(scorer.close)
+    return scorer
+
+
+async def _take_lease(store: Store, run_id: str) -> None:
+    if not await store.leases.acquire(LEASE, run_id, LEASE_TTL_S):
+        raise StoreUnavailableError(
+            "another trainer is running on this store: stop it, or wait "
+            f"{LEASE_TTL_S:.0f} s if it was killed"
+        )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep a second trainer off the same data directory; the lock ends with the process.
+
+    The lease in the store keeps off trainers with another data directory on the same store.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another trainer uses {directory}: stop it, or give this one another data_dir"
+            ) from None
+        yield
+
+
+def _run_id(directory: Path) -> str:
+    """The run that the checkpoints belong to: a restarted trainer holds its own claims again."""
+    file = directory / "run_id"
+    if file.exists():
+        return file.read_text().strip()
+    run_id = f"run-{uuid.uuid4().hex[:12]}"
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(run_id + "\n")
+    temporary.rename(file)
+    return run_id
+
+
+def _fingerprint(config: BondConfig, engine: LocalEngine) -> str:
+    """Of what a checkpoint's tensors depend on; rates, schedules and weights may be changed."""
+    values = {
+        "model": engine.info.base_revision,
+        "tokenizer": engine.info.tokenizer_sha256,
+        "lora": config.trainer.lora.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,234 @@
+"""Where training prompts come from: the log of served traffic, or a file."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast, get_args
+
+from bond_core.config import TrainerConfig
+from bond_core.engines.base import Engine
+from bond_core.errors import ConfigError
+from bond_core.holdout import Split, split_of
+from bond_core.store import Store
+from bond_core.store.records import CompletionRecord
+from bond_core.types import Message, Role
+from bond_trainer.prompt_pool import PromptPool, TrainingPrompt
+
+LATE_ROWS = 1024
+"""How far below the highest row seen a row may still appear: databases hand out row numbers
+before they commit, so that rows become visible out of order."""
+MIN_CLAIM = 256
+
+
+class PromptSource(Protocol):
+    """Prompts that may be learned from, each to be used a bounded number of times."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What became of every prompt seen, by reason."""
+        ...
+
+    @property
+    def log_window(self) -> Mapping[str, int]:
+        """What was seen, for a version's manifest: `rows`, and of the log `first_seq` and
+        `last_seq`."""
+        ...
+
+    async def take(self, count: int) -> list[TrainingPrompt]:
+        """`count` prompts, or none when there are not so many for now."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: JSON values."""
+        ...
+
+    async def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        ...
+
+
+def new_pool(config: TrainerConfig, held_out: Collection[str]) -> PromptPool:
+    """An empty pool with the configured limits; `held_out` are openings never to be learned."""
+    return PromptPool(
+        max_uses=config.max_epochs,
+        max_prompt_tokens=config.max_prompt_tokens,
+        held_out=held_out,
+    )
+
+
+class LogPrompts:
+    """Prompts of logged rows, claimed from the store.
+
+    A claim is a lease that keeps two trainers apart; what was consumed is decided by the
+    checkpoint alone. The store hands out rows of the training split with consent and standard
+    sampling; the split is checked again here.
+    """
+
+    def __init__(self, store: Store, pool: PromptPool, holder: str, lease_s: float) -> None:
+        self._store = store
+        self._pool = pool
+        self._holder = holder
+        self._lease_s = lease_s
+        self._seen: set[int] = set()
+        self._lowest = 0
+        """First row seen; 0 before there is one."""
+        self._highest = 0
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self._pool.counts
+
+    @property
+    def log_window(self) -> Mapping[str, int]:
+        rows = self._pool.counts["rows"]
+        if not rows:
+            return {"rows": 0}
+        return {"first_seq": self._lowest, "last_seq": self._highest, "rows": rows}
+
+    async def take(self, count: int) -> list[TrainingPrompt]:
+        """Fresh rows first; earlier ones again when training runs ahead of the traffic."""
+        while self._pool.num_fresh < count and await self._claim(max(count, MIN_CLAIM)) > 0:
+            pass
+        return self._pool.take(count)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "lowest": self._lowest,
+            "highest": self._highest,
+            "seen": sorted(self._seen),
+            "pool": self._pool.state(),
+        }
+
+    async def restore(self, state: Mapping[str, Any]) -> None:
+        self._lowest = int(state["lowest"])
+        self._highest = int(state["highest"])
+        self._seen = set(state["seen"])
+        prompts: dict[str, TrainingPrompt] = {}
+        for row_id, _ in state["pool"]["entries"]:
+            record = await self._store.completions.get(row_id)
+            if record is not None and record.messages:
+                prompts[row_id] = _of_record(record)
+        self._pool.restore(state["pool"], prompts)
+
+    async def _claim(self, limit: int) -> int:
+        records = await self._store.completions.claim(
+            self._holder, limit, self._lease_s, after_seq=self._watermark, exclude=self._seen
+        )
+        for record in records:
+            self._seen.add(record.seq)
+            self._lowest = min(self._lowest or record.seq, record.seq)
+            self._highest = max(self._highest, record.seq)
+            self._pool.counts["rows"] += 1
+            self._pool.offer(_of_record(record))
+        self._seen = {seq for seq in self._seen if seq > self._watermark}
+        return len(records)
+
+    @property
+    def _watermark(self) -> int:
+        return max(0, self._highest - LATE_ROWS)
+
+
+class FilePrompts:
+    """Prompts of a JSON-lines file, for training without gateway and store."""
+
+    def __init__(self, path: Path, engine: Engine, pool: PromptPool) -> None:
+        self._path = path
+        self._engine = engine
+        self._pool = pool
+        self._opened = False
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self._pool.counts
+
+    @property
+    def log_window(self) -> Mapping[str, int]:
+        return {"rows": self._pool.counts["rows"]}
+
+    async def take(self, count: int) -> list[TrainingPrompt]:
+        if not self._opened:
+            for prompt in (await self._read()).values():
+                self._pool.counts["rows"] += 1
+                self._pool.offer(prompt)
+            self._opened = True
+            if len(self._pool) < count:
+                raise ConfigError(
+                    f"{self._path} has {len(self._pool)} prompts to learn from "
+                    f"({dict(self._pool.counts)}), fewer than trainer.prompts_per_step ({count}): "
+                    "add prompts or lower it"
+                )
+        return self._pool.take(count)
+
+    def state(self) -> dict[str, Any]:
+        return {"opened": self._opened, "pool": self._pool.state()}
+
+    async def restore(self, state: Mapping[str, Any]) -> None:
+        if state["opened"]:
+            self._pool.restore(state["pool"], await self._read())
+            self._opened = True
+
+    async def _read(self) -> dict[str, TrainingPrompt]:
+        conversations = read_prompts(self._path)
+        return {
+            f"{line}": TrainingPrompt(
+                f"{line}", messages, await self._engine.count_prompt_tokens(messages)
+            )
+            for line, messages in enumerate(conversations, start=1)
+        }
+
+
+def read_prompts(path: Path) -> list[tuple[Message, ...]]:
+    """The conversations of a JSON-lines file, in order.
+
+    Each line is `{"prompt": "text"}` or `{"messages": [{"role", "content"}, …]}`; other keys are
+    ignored, since data sets carry more. Raises `ConfigError` naming the line that is neither.
+    """
+    try:
+        lines = path.read_text().split("\n")  # splitlines would also split at U+2028
+    except OSError as error:
+        raise ConfigError(f"cannot read prompts from {path}: {error.strerror or error}") from None
+    conversations = [
+        _parse(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not conversations:
+        raise ConfigError(f"{path} holds no prompts")
+    return conversations
+
+
+def prompts_of_split(path: Path, split: Split) -> list[tuple[Message, ...]]:
+    """The file's conversations that fall on one side of the held-out split."""
+    return [messages for messages in read_prompts(path) if split_of(messages) is split]
+
+
+def _of_record(record: CompletionRecord) -> TrainingPrompt:
+    return TrainingPrompt(record.id, record.messages, len(record.prompt_token_ids))
+
+
+def _parse(line: str, where: str) -> tuple[Message, ...]:
+    expected = 'expected {"prompt": "text"} or {"messages": [{"role": …, "content": …}]}'
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not JSON ({error}); {expected}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {expected}")
+    row = cast(dict[str, Any], value)
+    if isinstance(row.get("prompt"), str):
+        return (Message("user", row["prompt"]),)
+    messages = row.get("messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ConfigError(f"{where}: {expected}")
+    return tuple(_message(item, where) for item in messages)
+
+
+def _message(item: object, where: str) -> Message:
+    if isinstance(item, dict):
+        values = cast(dict[str, Any], item)
+        role, content = values.get("role"), values.get("content")
+        if role in get_args(Role) and isinstance(content, str):
+            return Message(cast(Role, role), content)
+    raise ConfigError(
+        f"{where}: a message needs a role of {', '.join(get_args(Role))} and a text as content"
+    )

@@ -1,0 +1,202 @@
+"""Rollouts: what policy and anchor answer to a batch of prompts, with rewards.
+
+Everything goes through the engine protocol, at the standard sampling and with the same rendering
+as serving, so that what is learned from is what is served.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from bond_core.engines.base import Engine
+from bond_core.errors import PromptTooLongError, ScoringError
+from bond_core.rewards.base import Scorer
+from bond_core.types import Completion, Conversation, Generation, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled answer with its reward."""
+
+    token_ids: tuple[int, ...]
+    """With the end-of-sequence token, if it was drawn."""
+    logprob: float
+    """Sum over the tokens, nats, under the policy and distribution that it was drawn from."""
+    reward: float
+    text: str
+
+    @classmethod
+    def of(cls, completion: Completion, reward: float) -> "Rollout":
+        """A completion once it is scored."""
+        return cls(completion.token_ids, completion.logprob, reward, completion.text)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """The rollouts of one prompt: P of the policy, k of the anchor."""
+
+    prompt_token_ids: tuple[int, ...]
+    policy: tuple[Rollout, ...]
+    anchor: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutCost:
+    """What collecting took, and what it left out."""
+
+    generate_s: float
+    score_s: float
+    num_tokens: int
+    """Tokens drawn."""
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Prompts that gave no rollouts, by reason: `too_long`, `scoring_failed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A version to sample from, how often per prompt, and the name of its random stream."""
+
+    version: str
+    num_samples: int
+    stream: str
+
+
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on every part; equal parts give equal seeds on any machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+async def sample(
+    engine: Engine,
+    draws: Sequence[Draw],
+    prompts: Sequence[Conversation],
+    params: SamplingParams,
+    seed: int,
+) -> list[list[Generation | PromptTooLongError]]:
+    """For each draw and prompt, the completions, or why the engine refuses the prompt; all are
+    requested at once, so that the engine batches them.
+
+    Prompt i of a draw has its own seed from (`seed`, stream, i): the result does not depend on
+    batching, and two draws from one version under different streams are independent.
+    """
+
+    async def one(draw: Draw, i: int) -> Generation | PromptTooLongError:
+        own = replace(params, seed=derived_seed(seed, draw.stream, i))
+        try:
+            return await engine.generate(draw.version, prompts[i], own, n=draw.num_samples)
+        except PromptTooLongError as error:
+            return error
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [[group.create_task(one(draw, i)) for i in range(len(prompts))] for draw in draws]
+    return [[task.result() for task in row] for row in tasks]
+
+
+async def score_generations(
+    scorer: Scorer, prompts: Sequence[Conversation], generations: Sequence[Generation]
+) -> list[list[float]]:
+    """One score per completion, grouped by prompt; one batched call."""
+    flat_prompts = [
+        prompt
+        for prompt, generation in zip(prompts, generations, strict=True)
+        for _ in generation.completions
+    ]
+    texts = [c.text for generation in generations for c in generation.completions]
+    scores = iter(await scorer.score(flat_prompts, texts))
+    return [[next(scores) for _ in generation.completions] for generation in generations]
+
+
+async def score_each(
+    scorer: Scorer,
+    prompts: Sequence[Conversation],
+    generations: Sequence[Sequence[Generation]],
+) -> list[list[list[float]] | ScoringError]:
+    """For each prompt the scores of each of its generations, or why it cannot be scored.
+
+    One batched call; only when that fails is each prompt scored by itself, so that one bad answer
+    costs its own prompt and no other. Raises the `ScoringError` of the batch if no prompt at all
+    can be scored: then the scorer is at fault.
+    """
+    if not prompts:
+        return []
+    repeated = [p for p, own in zip(prompts, generations, strict=True) for _ in own]
+    try:
+        scores = iter(
+            await score_generations(scorer, repeated, [g for own in generations for g in own])
+        )
+    except ScoringError as error:
+        logger.warning("scoring each prompt by itself, since the batch failed: %s", error)
+        found = [
+            await _score_prompt(scorer, prompt, own)
+            for prompt, own in zip(prompts, generations, strict=True)
+        ]
+        if all(isinstance(result, ScoringError) for result in found):
+            raise
+        return found
+    return [[next(scores) for _ in own] for own in generations]
+
+
+async def _score_prompt(
+    scorer: Scorer, prompt: Conversation, generations: Sequence[Generation]
+) -> list[list[float]] | ScoringError:
+    try:
+        return await score_generations(scorer, [prompt] * len(generations), generations)
+    except ScoringError as error:
+        return error
+
+
+async def collect(
+    engine: Engine,
+    scorer: Scorer,
+    prompts: Sequence[Conversation],
+    params: SamplingParams,
+    *,
+    num_policy_samples: int,
+    num_anchor_samples: int,
+    seed: int,
+) -> tuple[list[RolloutGroup], RolloutCost]:
+    """Roll out a batch of prompts from the engine's versions `policy` and `anchor`.
+
+    A prompt that does not fit into the context, or whose answers cannot be scored, is left out
+    and counted. Raises `ScoringError` if none can be scored: no reward is ever made up.
+    """
+    started = time.perf_counter()
+    draws = [
+        Draw("anchor", num_anchor_samples, "anchor"),
+        Draw("policy", num_policy_samples, "policy"),
+    ]
+    anchor, policy = await sample(engine, draws, prompts, params, seed)
+    generated = time.perf_counter()
+    fitting = [
+        (prompt, (a, p))
+        for prompt, a, p in zip(prompts, anchor, policy, strict=True)
+        if isinstance(a, Generation) and isinstance(p, Generation)
+    ]
+    left_out = Counter(too_long=len(prompts) - len(fitting))
+    scores = await score_each(scorer, [p for p, _ in fitting], [own for _, own in fitting])
+    scored = time.perf_counter()
+    groups: list[RolloutGroup] = []
+    for (_, (a, p)), result in zip(fitting, scores, strict=True):
+        if isinstance(result, ScoringError):
+            left_out["scoring_failed"] += 1
+            logger.warning("left out a prompt: %s", result)
+        else:
+            groups.append(
+                RolloutGroup(a.prompt_token_ids, _rollouts(p, result[1]), _rollouts(a, result[0]))
+            )
+    num_tokens = sum(len(r.token_ids) for g in groups for r in (*g.policy, *g.anchor))
+    return groups, RolloutCost(generated - started, scored - generated, num_tokens, +left_out)
+
+
+def _rollouts(generation: Generation, scores: Sequence[float]) -> tuple[Rollout, ...]:
+    return tuple(
+        Rollout.of(completion, score)
+        for completion, score in zip(generation.completions, scores, strict=True)
+    )

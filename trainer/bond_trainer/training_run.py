@@ -1,0 +1,253 @@
+"""One training run: prompts, rollouts, update, publish; on a schedule evaluate and propose."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bond_core.errors import ScoringError
+from bond_core.store import PolicyRecord
+from bond_core.types import REFERENCE_VERSION
+from bond_trainer.checkpoints import Snapshot
+from bond_trainer.draws import UnusablePromptsError
+from bond_trainer.learner import StepReport
+from bond_trainer.lora import ANCHOR, POLICY
+from bond_trainer.opening import Parts
+from bond_trainer.progress import Progress
+from bond_trainer.prompt_pool import TrainingPrompt
+from bond_trainer.rollouts import RolloutCost, collect, derived_seed
+from bond_trainer.winners_phase import run_winners_phase
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY_STEPS = 10
+"""The log gets a line so often; every step is in the store's metrics."""
+
+MAX_SCORING_FAILURES = 10
+"""Failed batches in a row after which the run gives up: the scorer is broken, not one answer."""
+
+
+@dataclass(slots=True)
+class TrainingRun:
+    """One trainer life: where it is, and what it does next."""
+
+    parts: Parts
+    progress: Progress
+    stop: asyncio.Event
+    max_steps: int
+    """0 goes on for ever."""
+    step: int = 0
+    """J-BOND updates so far."""
+    proposed_at: int = -1
+    """Step of the last proposal."""
+    begun: bool = False
+    """Whether the winners phase is over, or switched off."""
+    winners_window: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The rows of the log that the winners phase learned from."""
+    half_learned: bool = False
+    """Whether the run was stopped inside the winners phase: nothing of it is kept."""
+    scoring_failures: int = 0
+    """Batches and evaluations in a row of which nothing could be scored."""
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """Prompts that were taken but gave no rollouts, by reason."""
+    evaluation_error: str | None = None
+    """Why the last evaluation failed; shown until one succeeds."""
+
+    async def run(self) -> None:
+        """Take up the last checkpoint, then learn until there is a reason to end."""
+        await self._resume()
+        self._publish()
+        while not self._done():
+            if self.step == 0 and not self.begun:
+                await self._try_winners()
+            if self._done():
+                break
+            prompts = await self.parts.source.take(self.parts.config.trainer.prompts_per_step)
+            self._count()
+            if prompts:
+                await self._step(prompts)
+            elif self.parts.ends_with_prompts:
+                break
+            else:
+                await self._wait()
+        if self.half_learned:
+            return
+        if self.parts.ends_with_prompts or self._reached_max():
+            await self._propose()
+        self._checkpoint()
+
+    async def _try_winners(self) -> None:
+        """The winners phase, if the log has enough by now, and a proposal of what it gave."""
+        if not self.parts.config.trainer.winners.enabled:
+            self.begun = True
+            return
+        outcome = await run_winners_phase(self.parts, self.progress, self.stop)
+        self.half_learned = outcome.end == "stopped"
+        if outcome.end == "learned":
+            self.begun = True
+            self.winners_window = outcome.log_window
+            self._checkpoint()
+            self._publish()
+            await self._propose()
+
+    async def _winners_still_wanted(self) -> bool:
+        """Whether a phase that never ran may still run: not after a promotion, since what users
+        are answered with has then left what the winners were drawn from."""
+        return not self.begun and await self.parts.store.policies.active() == REFERENCE_VERSION
+
+    async def _step(self, prompts: list[TrainingPrompt]) -> None:
+        """Roll out, update, and do what the schedule has for the step that was reached."""
+        await self.progress.enter("training")
+        config = self.parts.config
+        objective = config.trainer.objective
+        try:
+            groups, cost = await collect(
+                self.parts.engine,
+                self.parts.scorers.scorer,
+                [prompt.messages for prompt in prompts],
+                config.sampling.params(),
+                num_policy_samples=objective.num_policy_samples,
+                num_anchor_samples=objective.num_anchor_samples,
+                seed=derived_seed(config.trainer.seed, "rollouts", self.step),
+            )
+        except ScoringError as error:
+            await self._scoring_failed(error)
+            return
+        self.left_out.update(cost.left_out)
+        self._count()
+        if not groups:  # none fits into the context
+            return
+        report = await asyncio.to_thread(self.parts.learner.learn_from_rollouts, groups)
+        self._publish()
+        self.step += 1
+        self.scoring_failures = 0
+        self._record(report, cost)
+        if self.step % config.trainer.evaluation.every_steps == 0:
+            if await self._winners_still_wanted():
+                self._checkpoint()  # stopped inside the phase, the run goes on from here
+                await self._try_winners()
+            if not self.half_learned:
+                await self._propose()
+        elif self.step % config.trainer.checkpoint_every_steps == 0:
+            self._checkpoint()
+
+    def _record(self, report: StepReport, cost: RolloutCost) -> None:
+        self.progress.step = self.step
+        self.progress.error = self.evaluation_error
+        self.progress.record_metrics("train", report.metrics)
+        self.progress.record_metrics(
+            "seconds",
+            {"generate": cost.generate_s, "score": cost.score_s, "train": report.train_s},
+        )
+        self.progress.record_metrics("rollout", {"tokens": cost.num_tokens})
+        if self.step % LOG_EVERY_STEPS == 0:
+            logger.info(
+                "step %d: policy's reward %.4g, anchor's %.4g, %.1f s",
+                self.step,
+                report.metrics["reward_policy_mean"],
+                report.metrics["reward_anchor_mean"],
+                cost.generate_s + cost.score_s + report.train_s,
+            )
+
+    async def _scoring_failed(self, error: ScoringError) -> None:
+        """Leave the batch or evaluation out, for a scorer that fails now and then; give up if it
+        always does."""
+        self.scoring_failures += 1
+        self.left_out["scoring_failed"] += 1
+        self._count()
+        self.progress.error = str(error)
+        logger.warning("left out at step %d: %s", self.step, error)
+        if self.scoring_failures >= MAX_SCORING_FAILURES:
+            raise error
+        await self._wait()
+
+    async def _propose(self) -> None:
+        """Evaluate and propose the policy as it is, unless that was done at this very step."""
+        if self.proposed_at == self.step:
+            return
+        await self.progress.enter("evaluating")
+        try:
+            record = await self._evaluate()
+        except ScoringError as error:
+            self.evaluation_error = f"evaluation at step {self.step}: {error}"
+            await self._scoring_failed(error)
+            return
+        if record is None:
+            logger.info("step %d: too few held-out prompts to evaluate on", self.step)
+            self._checkpoint()
+            return
+        self.evaluation_error = self.progress.error = None
+        self.proposed_at = self.step
+        logger.info("%s is %s: %s", record.version, record.state, record.reason)
+        scalars = {k: v for k, v in record.evaluation.items() if isinstance(v, int | float)}
+        self.progress.record_metrics("eval", {**scalars, "version": record.version})
+        self._checkpoint()
+
+    async def _evaluate(self) -> PolicyRecord | None:
+        """Propose on the held-out prompts that can be used; None if they are too few."""
+        parts = self.parts
+        while (held_out := await parts.held_out.resolve(parts.engine, parts.scorers)) is not None:
+            try:
+                return await parts.proposer.propose(self.step, held_out, self._log_window())
+            except UnusablePromptsError as error:
+                parts.held_out.leave_out(error)
+        return None
+
+    def _log_window(self) -> dict[str, int]:
+        """What of the log the policy has seen, for its manifest."""
+        seen, winners = self.parts.source.log_window, self.winners_window
+        window = {"step": self.step, **winners, **seen}
+        for key, widest in (("first_seq", min), ("last_seq", max)):
+            found = [part[key] for part in (seen, winners) if key in part]
+            if found:
+                window[key] = widest(found)
+        return window
+
+    async def _wait(self) -> None:
+        """Until it is time to look for prompts again, or to stop."""
+        await self.progress.enter("waiting")
+        try:
+            await asyncio.wait_for(self.stop.wait(), self.parts.config.trainer.poll_s)
+        except TimeoutError:
+            return
+
+    def _publish(self) -> None:
+        """Let the engine sample from what was learned."""
+        for name in (POLICY, ANCHOR):
+            self.parts.engine.publish(name, self.parts.learner.pair.merged_weights(name))
+
+    def _count(self) -> None:
+        self.progress.counts.update(Counter(self.parts.source.counts) + self.left_out)
+
+    def _reached_max(self) -> bool:
+        return self.max_steps > 0 and self.step >= self.max_steps
+
+    def _done(self) -> bool:
+        return self.stop.is_set() or self._reached_max()
+
+    def _checkpoint(self) -> None:
+        run = {
+            "proposed_at": self.proposed_at,
+            "begun": self.begun,
+            "winners_window": dict(self.winners_window),
+            "source": self.parts.source.state(),
+            "counts": dict(self.progress.counts),
+            "left_out": dict(self.left_out),
+        }
+        state = self.parts.learner.state()
+        self.parts.checkpoints.save(Snapshot(self.step, self.parts.fingerprint, state, run))
+
+    async def _resume(self) -> None:
+        snapshot = self.parts.checkpoints.latest(self.parts.fingerprint)
+        if snapshot is None:
+            return
+        self.parts.learner.restore(snapshot.learner)
+        await self.parts.source.restore(snapshot.run["source"])
+        self.step = self.progress.step = snapshot.step
+        self.proposed_at = snapshot.run["proposed_at"]
+        self.begun = snapshot.run["begun"]
+        self.winners_window = snapshot.run["winners_window"]
+        self.progress.counts = dict(snapshot.run["counts"])
+        self.left_out = Counter(snapshot.run["left_out"])
+        logger.info("continuing at step %d", self.step)

@@ -1,0 +1,97 @@
+"""`bond demo`: the whole loop on the demo world, with users, a live table and a report."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bond_cli.child import own_command
+from bond_cli.claim import claimed
+from bond_cli.extras import needs
+from bond_cli.failure import CommandError, explains_failures
+from bond_cli.ready import base_url, until_ready
+from bond_cli.resolved import child_environ, with_chosen_port, write_resolved
+from bond_cli.supervisor import STOP_MARGIN_S, Ended, Supervisor
+from bond_cli.target import Target, read_target
+
+if TYPE_CHECKING:
+    from bond_core.config import BondConfig
+
+
+@explains_failures
+def demo(
+    duration: Annotated[
+        float, typer.Option(help="Seconds of traffic; 0 goes on until Ctrl-C.", min=0)
+    ] = 0,
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder of log, adapters and checkpoints; a run goes on from it.")
+    ] = Path("bond-demo-data"),
+    results: Annotated[
+        Path, typer.Option(help="Folder for report.json, frontier.png and table.txt.")
+    ] = Path("demo-results"),
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
+    rate: Annotated[
+        float, typer.Option(help="Requests per second of all users together.", min=0.01)
+    ] = 3.0,
+) -> None:
+    """Serve, log, distil, swap and compare on a small world of its own, offline, in minutes."""
+    started = time.monotonic()
+    with needs("demo", "demo"):
+        from bond_demo.driver import run_demo
+        from bond_demo.settings import DemoSettings
+    config = with_chosen_port(read_target(Target(data_dir=data_dir, port=port)))
+    settings = DemoSettings(duration_s=duration or None, results_dir=results, rate_per_s=rate)
+    with claimed(config.data_dir):
+        service = ServiceProcesses(config)
+        asyncio.run(run_demo(config, settings, service, started))
+
+
+class ServiceProcesses:
+    """Gateway and trainer of the demo as child processes; their output goes to log files."""
+
+    def __init__(self, config: "BondConfig") -> None:
+        self._logs_dir = config.data_dir / "logs"
+        self._logs_dir.mkdir(parents=True, exist_ok=True)
+        path = str(write_resolved(config))
+        self._supervisor = Supervisor(
+            own_command("serve", "--config", path, "--supervised"),
+            own_command("train", "--config", path, "--supervised"),
+            self._write_line,
+            environ=child_environ(),
+            grace_s=config.server.shutdown_grace_s + STOP_MARGIN_S,
+        )
+        self.url = base_url(config.server.host, config.server.port)
+        self._ending: asyncio.Task[Ended] | None = None
+
+    async def start(self) -> None:
+        """Start both; returns when the gateway is ready. Raises `CommandError` if it ends."""
+        await self._supervisor.start()
+        self._ending = asyncio.create_task(self._supervisor.wait())
+        ready = asyncio.create_task(until_ready(self.url))
+        try:
+            await asyncio.wait({ready, self._ending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        self.check()
+
+    def check(self) -> None:
+        """Raise `CommandError` with the reason if the service came to its end."""
+        if self._ending is not None and self._ending.done():
+            ended = self._ending.result()
+            raise CommandError(f"{ended.reason} (logs: {self._logs_dir})", ended.exit_code or 1)
+
+    async def stop_trainer(self) -> None:
+        """Stop the trainer, which ends what it is evaluating, and leave the gateway running."""
+        await self._supervisor.stop_trainer()
+
+    async def stop(self) -> None:
+        """Stop both, running requests first."""
+        if self._ending is not None:
+            self._ending.cancel()
+        await self._supervisor.stop()
+
+    def _write_line(self, name: str, line: str) -> None:
+        with (self._logs_dir / f"{name}.log").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")

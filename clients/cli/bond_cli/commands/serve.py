@@ -1,0 +1,50 @@
+"""`bond serve`: the gateway alone, in this process."""
+
+from typing import Annotated
+
+import typer
+
+from bond_cli.extras import needs
+from bond_cli.failure import explains_failures
+from bond_cli.lifeline import end_with_supervisor
+from bond_cli.logs import log_to_stderr
+from bond_cli.target import (
+    BestOf,
+    ConfigFile,
+    DataDir,
+    EngineUrl,
+    Host,
+    Judge,
+    Model,
+    Port,
+    RewardModel,
+    Target,
+    read_target,
+)
+
+
+@explains_failures
+def serve(
+    model: Model = None,
+    reward_model: RewardModel = None,
+    judge: Judge = None,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: Port = None,
+    best_of: BestOf = None,
+    engine_url: EngineUrl = None,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
+) -> None:
+    """Start the gateway alone."""
+    if supervised:
+        end_with_supervisor()
+    target = Target(
+        model=model, reward_model=reward_model, judge=judge, config=config, data_dir=data_dir,
+        host=host, port=port, best_of=best_of, engine_url=engine_url,
+    )  # fmt: skip
+    resolved = read_target(target)
+    log_to_stderr()
+    with needs("server,local", "serve"):
+        from bond_server import serve as run_gateway
+    run_gateway(resolved)

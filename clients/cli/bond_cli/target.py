@@ -1,0 +1,148 @@
+"""Flags that say what to serve, and the configuration that they and a file make together."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bond_cli.extras import needs
+from bond_cli.failure import CONFIG_EXIT, CommandError
+
+if TYPE_CHECKING:
+    from bond_core.config import BondConfig
+
+Model = Annotated[
+    Path | None,
+    typer.Argument(help="Folder of the model, in Hugging Face format; none serves the demo world."),
+]
+RewardModel = Annotated[
+    str | None,
+    typer.Option(help="Folder of a reward model, or a function: path/to/file.py:function."),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(help="A second reward model or function, which training never sees."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file (YAML); flags go over it.")
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of log, adapters and checkpoints.", show_default=False)
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)]
+Port = Annotated[
+    int | None,
+    typer.Option(help="Port to listen on; 0 takes a free one.", show_default=False),
+]
+BestOf = Annotated[int | None, typer.Option(help="N of Best-of-N.", show_default=False)]
+EngineUrl = Annotated[str | None, typer.Option(help="URL of a vLLM server.", hidden=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What the flags of `up`, `serve` and `train` said."""
+
+    model: Path | None = None
+    reward_model: str | None = None
+    judge: str | None = None
+    config: Path | None = None
+    data_dir: Path | None = None
+    host: str | None = None
+    port: int | None = None
+    best_of: int | None = None
+    engine_url: str | None = None
+
+    @property
+    def is_demo(self) -> bool:
+        """Neither a model nor a file was named: the demo world is served."""
+        return self.model is None and self.config is None
+
+
+def read_target(target: Target) -> "BondConfig":
+    """The configuration of a run. Raises `ConfigError` or `CommandError` with exit code 2."""
+    with needs("server,trainer", "up"):
+        from bond_core.config import load_config
+    _refuse_what_is_not_there(target)
+    flags = flags_of(target)
+    if target.is_demo:
+        with needs("demo", "up"):
+            from bond_demo.settings import demo_config
+        flags = merge(demo_config(target.data_dir), flags)
+    return load_config(target.config, flags)
+
+
+def flags_of(target: Target) -> dict[str, Any]:
+    """The flags that were given, nested as the configuration file is."""
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"path": target.model},
+        "arms": {"best_of": target.best_of},
+        "server": {"host": target.host, "port": target.port},
+    }
+    flags: dict[str, Any] = {}
+    for section, values in sections.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        if given:
+            flags[section] = given
+    if target.reward_model is not None:
+        flags["scorer"] = scorer_flag(target.reward_model, "--reward-model")
+    if target.judge is not None:
+        flags["judge"] = scorer_flag(target.judge, "--judge")
+    if target.data_dir is not None:
+        flags["data_dir"] = target.data_dir
+    return flags
+
+
+def scorer_flag(value: str, flag: str) -> dict[str, Any]:
+    """The scorer section that a folder or a `file.py:function` stands for."""
+    if value.startswith(("http://", "https://")):
+        raise CommandError(
+            f"{flag} {value}: a reward model behind a URL is not available in this version; "
+            "give its folder, or a function as path/to/file.py:function",
+            CONFIG_EXIT,
+        )
+    path = Path(value).expanduser()
+    if _FUNCTION.fullmatch(value) and not path.exists():
+        module, _, name = value.rpartition(":")
+        if module.endswith(".py"):
+            module = str(Path(module).expanduser().resolve())
+        return {"type": "function", "function": f"{module}:{name}"}
+    return {"type": "classifier", "path": str(path.resolve())}
+
+
+def merge(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, `over` winning; a section that names its `type` replaces the whole."""
+    merged = dict(below)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and "type" not in value:
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _refuse_what_is_not_there(target: Target) -> None:
+    if target.engine_url is not None:
+        raise CommandError(
+            f"--engine-url {target.engine_url}: the vLLM engine is not available in this version; "
+            "leave the flag out to serve with the embedded engine",
+            CONFIG_EXIT,
+        )
+    if target.model is not None and target.reward_model is None and target.config is None:
+        raise CommandError(
+            f"no reward model for {target.model}: add --reward-model with a folder in Hugging "
+            "Face format, or with a function as path/to/file.py:function",
+            CONFIG_EXIT,
+        )
+    if target.is_demo and target.reward_model is not None:
+        raise CommandError(
+            "--reward-model without a MODEL: name the model's folder too, or leave both out for "
+            "the demo world",
+            CONFIG_EXIT,
+        )
+
+
+_FUNCTION = re.compile(r".+:[A-Za-z_]\w*")

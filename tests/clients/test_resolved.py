@@ -1,0 +1,41 @@
+"""What the children read: one file, absolute, and one supervisor at a time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bond_cli.claim import claimed
+from bond_cli.failure import CommandError
+from bond_cli.resolved import write_resolved
+from bond_core.config import load_config
+
+
+def test_a_relative_function_stays_findable_from_the_data_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bond.yaml").write_text(
+        "model: {path: base}\n"
+        "scorer: {type: function, function: 'rewards.py:score'}\n"
+        "judge: {type: function, function: 'package.module:score'}\n"
+        "data_dir: data\n"
+    )
+    path = write_resolved(load_config(Path("bond.yaml"), environ={}))
+    values = json.loads(path.read_text())
+    assert values["scorer"]["function"] == f"{tmp_path}/rewards.py:score"
+    assert values["judge"]["function"] == "package.module:score"
+    assert values["model"]["path"] == f"{tmp_path}/base"
+    assert load_config(path, environ={}).scorer.function == f"{tmp_path}/rewards.py:score"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_supervisor_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path / "data"),
+        pytest.raises(CommandError, match="another `bond up`"),
+        claimed(tmp_path / "data"),
+    ):
+        raise AssertionError("claimed twice")
+    with claimed(tmp_path / "data"):
+        assert (tmp_path / "data").is_dir()

@@ -19,7 +19,8 @@ async def test_the_first_candidate_is_returned_and_marked(
         claimed = await store.claim("trainer", 10, 60.0)
         winners = await store.winners(1, 10)
         assert running.metric("bond_degraded_total", reason="scoring_failed") == 1
-        assert running.metric("bond_follow_up_failures_total", step="score") == 1
+        # once after the answer, and once more if the sweep came by in the meantime
+        assert running.metric("bond_follow_up_failures_total", step="score") in (1, 2)
     assert response.status_code == 200
     assert response.headers["x-bond-degraded"] == "scoring_failed"
     bond = body["bond"]

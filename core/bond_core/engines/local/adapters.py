@@ -38,8 +38,10 @@ def merge_adapter(path: Path, model: SwitchableModel) -> dict[str, Tensor]:
     made for another model.
     """
     config = _read_config(path)
+    factors = _read_factors(path)
+    _check_scaling(path / "adapter_config.json", config)
     merged: dict[str, Tensor] = {}
-    for module, (down, up) in sorted(_read_factors(path).items()):
+    for module, (down, up) in sorted(factors.items()):
         name = f"{module}.weight"
         reference = model.reference(name)
         if reference is None:
@@ -80,7 +82,6 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     for setting, meaning in _NOT_MERGEABLE.items():
         if settings.get(setting):
             raise AdapterError(f"{path} uses {meaning} ({setting}); only plain LoRA is served")
-    _check_scaling(file, settings)
     return settings
 
 

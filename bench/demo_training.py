@@ -120,7 +120,7 @@ async def winners_phase(bench: Bench) -> None:
         with bench.spending("winners"):
             bench.learner.learn_from_winners(next(batches))
     bench.learner.set_anchor()
-    bench.learner.begin("jbond")
+    bench.learner.begin("rollouts")
     await bench.evaluate("winners", num_steps)
 
 

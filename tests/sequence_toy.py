@@ -7,13 +7,13 @@ of policy and anchor is a finite sum, exact in float64.
 
 import itertools
 import math
-from types import ModuleType
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bond_core.best_of_n_law import best_of_n_probabilities, reward_quantiles
-from bond_core.config import JBondConfig
+from bond_trainer.objectives import ObjectiveOutput, RolloutInputs
 
 NUM_TOKENS = 3
 ANSWERS = list(itertools.product(range(NUM_TOKENS), repeat=2))
@@ -75,36 +75,74 @@ def exact_gradient(
     return torch.autograd.grad(objective, logits)[0]
 
 
+def token_logprobs(logits: Tensor) -> Tensor:
+    """log pi of both tokens of the nine answers, (9, 2)."""
+    log_law = logits.log_softmax(dim=-1)
+    return torch.stack([torch.stack([log_law[0, a], log_law[1 + a, b]]) for a, b in ANSWERS])
+
+
+def token_kls(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of the next-token laws before both tokens of the nine answers, (9, 2)."""
+    per_state = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    return torch.stack([torch.stack([per_state[0], per_state[1 + a]]) for a, _ in ANSWERS])
+
+
+def policy_kl(logits: Tensor, anchor_logits: Tensor) -> Tensor:
+    """For each answer a quantity whose mean gradient under the policy is grad KL(pi || anchor)."""
+    kls = token_kls(logits.log_softmax(dim=-1), anchor_logits.detach().log_softmax(dim=-1))
+    return kls.sum(dim=1) + kls[:, 1].detach() * token_logprobs(logits)[:, 0]
+
+
+def anchor_kl(logits: Tensor, anchor_logits: Tensor) -> Tensor:
+    """KL(anchor || pi) at the tokens of each answer, summed, (9,)."""
+    log_anchor = anchor_logits.detach().log_softmax(dim=-1)
+    return token_kls(log_anchor, logits.log_softmax(dim=-1)).sum(dim=1)
+
+
+LossOf = Callable[[RolloutInputs], ObjectiveOutput]
+
+
 def expected_gradient(
-    jbond: ModuleType,
+    loss_of: LossOf,
     logits: Tensor,
     anchor_logits: Tensor,
     rewards: Tensor,
-    config: JBondConfig,
     num_anchor_samples: int,
 ) -> Tensor:
     """The expectation, over one policy sample and k anchor samples, of the gradient of a loss.
 
     All (9^(k + 1)) draws are one batch of the implementation; without a baseline they do not
-    touch each other, so that the gradient with respect to the log-probabilities is per draw.
+    touch each other, so that the gradient with respect to what a loss reads is per draw.
     """
     policy, anchor = answer_logprobs(logits), answer_logprobs(anchor_logits).detach()
     draws = torch.cartesian_prod(*[torch.arange(len(ANSWERS))] * (1 + num_anchor_samples))
     y_B1, anchors_BK = draws[:, :1], draws[:, 1:]
-    drawn_B1 = policy.detach()[y_B1].requires_grad_()
-    forward_BK = policy.detach()[anchors_BK].requires_grad_()
-    inputs = jbond.JBondInputs(
-        policy_logprobs_BP=drawn_B1,
-        anchor_logprobs_BP=anchor[y_B1],
-        forward_logprobs_BK=forward_BK,
+    probability_B1 = (policy.detach()[y_B1].sum(-1) + anchor[anchors_BK].sum(-1)).exp()[:, None]
+    quantities = (
+        (token_logprobs(logits), y_B1),
+        (policy, anchors_BK),
+        (policy_kl(logits, anchor_logits), y_B1),
+        (anchor_kl(logits, anchor_logits), anchors_BK),
+    )
+    leaves = [q.detach()[answers].requires_grad_() for q, answers in quantities]
+    inputs = RolloutInputs(
+        policy_logprobs_BPT=leaves[0],
+        anchor_logprobs_BPT=token_logprobs(anchor_logits).detach()[y_B1],
+        forward_logprobs_BK=leaves[1],
         policy_rewards_BP=rewards[y_B1],
         anchor_rewards_BK=rewards[anchors_BK],
+        policy_kl_BP=leaves[2],
+        anchor_kl_BK=leaves[3],
     )
-    jbond.jbond_loss(inputs, config).loss.backward()
-    probability_B = (policy.detach()[y_B1].sum(-1) + anchor[anchors_BK].sum(-1)).exp()
-    coefficients = torch.zeros_like(policy)
-    for grads, answers in ((drawn_B1.grad, y_B1), (forward_BK.grad, anchors_BK)):
-        if grads is not None:
-            per_draw = grads * len(draws) * probability_B.unsqueeze(-1)
-            coefficients.index_add_(0, answers.flatten(), per_draw.flatten())
-    return torch.autograd.grad(policy, logits, grad_outputs=coefficients)[0]
+    loss_of(inputs).loss.backward()
+    total = torch.zeros_like(logits)
+    for (quantity, answers), leaf in zip(quantities, leaves, strict=True):
+        if leaf.grad is not None:
+            weights = probability_B1.expand(answers.shape).flatten() * len(draws)
+            per_answer = leaf.grad.flatten(0, 1)
+            per_draw = per_answer * weights.view(-1, *[1] * (per_answer.ndim - 1))
+            coefficients = torch.zeros_like(quantity).index_add_(0, answers.flatten(), per_draw)
+            total += torch.autograd.grad(
+                quantity, logits, grad_outputs=coefficients, retain_graph=True
+            )[0]
+    return total

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from bond_core.best_of_n_law import reward_quantiles
 from bond_core.config import JBondConfig
-from bond_core.errors import ConfigError, ScoringError
+from bond_core.errors import ScoringError
 from bond_core.statistics import best_of_n_weights
 from bond_trainer.objectives import (
-    JBondInputs,
-    build_objective,
+    RolloutInputs,
     forward_weights,
     jbond_loss,
     winners_loss,
 )
-from bond_trainer.objectives.jbond import leave_one_out_mean, penalised_reward
+from bond_trainer.objectives.base import leave_one_out_mean
+from bond_trainer.objectives.jbond import penalised_reward
 from bond_trainer.objectives.winners import winner_indices
 
 LOG_16 = math.log(16)
@@ -26,16 +26,16 @@ LOG_16 = math.log(16)
 
 def inputs(
     policy_rewards: Tensor, anchor_rewards: Tensor, *, dtype: torch.dtype = torch.float64
-) -> JBondInputs:
+) -> RolloutInputs:
     """Any log-probabilities for given rewards."""
     generator = torch.Generator().manual_seed(0)
     policy, anchor = (
         -5 * torch.rand(policy_rewards.shape, generator=generator, dtype=dtype) for _ in range(2)
     )
     forward = -5 * torch.rand(anchor_rewards.shape, generator=generator, dtype=dtype)
-    return JBondInputs(
-        policy_logprobs_BP=policy.requires_grad_(),
-        anchor_logprobs_BP=anchor,
+    return RolloutInputs(
+        policy_logprobs_BPT=policy.unsqueeze(-1).requires_grad_(),
+        anchor_logprobs_BPT=anchor.unsqueeze(-1),
         forward_logprobs_BK=forward.requires_grad_(),
         policy_rewards_BP=policy_rewards,
         anchor_rewards_BK=anchor_rewards,
@@ -44,14 +44,14 @@ def inputs(
 
 def test_loss_and_metrics_by_hand():
     """Two prompts, one policy sample: the first is worse than both anchors, the second is not."""
-    batch = JBondInputs(
-        policy_logprobs_BP=torch.tensor([[-3.0], [-2.0]], dtype=torch.float64),
-        anchor_logprobs_BP=torch.tensor([[-2.5], [-4.0]], dtype=torch.float64),
+    batch = RolloutInputs(
+        policy_logprobs_BPT=torch.tensor([[-3.0], [-2.0]], dtype=torch.float64).unsqueeze(-1),
+        anchor_logprobs_BPT=torch.tensor([[-2.5], [-4.0]], dtype=torch.float64).unsqueeze(-1),
         forward_logprobs_BK=torch.tensor([[-1.0, -7.0], [-6.0, -5.0]], dtype=torch.float64),
         policy_rewards_BP=torch.tensor([[0.0], [1.0]]),
         anchor_rewards_BK=torch.tensor([[2.0, 1.0], [1.0, 3.0]]),
     )
-    output = jbond_loss(batch, JBondConfig(beta=0.25, gamma=2.0, baseline="batch"))
+    output = jbond_loss(batch, JBondConfig(kl="sequence", beta=0.25, gamma=2.0, baseline="batch"))
     forward = (1.0 + 5.0) / 2  # winners are the first and the second anchor sample
     returns = [-LOG_16 + 0.5, 0.0 - 2.0]
     advantages = [returns[0] - returns[1], returns[1] - returns[0]]
@@ -121,13 +121,13 @@ def test_rows_of_weight_zero_are_not_read():
     assert forward_weights(batch.anchor_rewards_BK).tolist()[0][2] == 0
     assert batch.forward_logprobs_BK is not None
     forward = batch.forward_logprobs_BK.detach().clone()
-    config = JBondConfig(beta=0.5)
+    config = JBondConfig(kl="sequence", beta=0.5)
     full = jbond_loss(batch, config).loss
     forward[0, 2] = math.nan
     sparse_forward = forward.requires_grad_()
-    sparse = JBondInputs(
-        policy_logprobs_BP=batch.policy_logprobs_BP,
-        anchor_logprobs_BP=batch.anchor_logprobs_BP,
+    sparse = RolloutInputs(
+        policy_logprobs_BPT=batch.policy_logprobs_BPT,
+        anchor_logprobs_BPT=batch.anchor_logprobs_BPT,
         forward_logprobs_BK=sparse_forward,
         policy_rewards_BP=batch.policy_rewards_BP,
         anchor_rewards_BK=batch.anchor_rewards_BK,
@@ -145,21 +145,23 @@ def test_oracle_27_only_ranks_matter(baseline: str, dtype: torch.dtype):
     generator = torch.Generator().manual_seed(7)
     own = torch.randint(-4, 5, (6, 2), generator=generator).double()
     anchors = torch.randint(-4, 5, (6, 4), generator=generator).double()
-    config = JBondConfig(beta=0.4, gamma=0.3, baseline=baseline, num_policy_samples=2)
+    config = JBondConfig(
+        kl="sequence", beta=0.4, gamma=0.3, baseline=baseline, num_policy_samples=2
+    )
     batch = inputs(own, anchors, dtype=dtype)
     plain = jbond_loss(batch, config).loss
-    grads = torch.autograd.grad(plain, [batch.policy_logprobs_BP, batch.forward_logprobs_BK])
+    grads = torch.autograd.grad(plain, [batch.policy_logprobs_BPT, batch.forward_logprobs_BK])
     for transform in (lambda r: r + 17.0, lambda r: r * 0.125, lambda r: r**3):
         other = inputs(transform(own), transform(anchors), dtype=dtype)
         loss = jbond_loss(other, config).loss
         assert torch.equal(loss, plain)
-        again = torch.autograd.grad(loss, [other.policy_logprobs_BP, other.forward_logprobs_BK])
+        again = torch.autograd.grad(loss, [other.policy_logprobs_BPT, other.forward_logprobs_BK])
         assert all(torch.equal(a, b) for a, b in zip(again, grads, strict=True))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_oracle_27_rewards_that_are_not_finite_are_refused(bad: float):
-    config = JBondConfig()
+    config = JBondConfig(kl="sequence")
     own, anchors = torch.zeros(2, 1), torch.zeros(2, 3)
     own[1, 0] = bad
     with pytest.raises(ScoringError, match=r"policy sample at \[1, 0\] is -?(nan|inf)"):
@@ -172,7 +174,7 @@ def test_oracle_27_rewards_that_are_not_finite_are_refused(bad: float):
 
 
 def test_identical_answers_of_a_group_are_ties():
-    output = jbond_loss(inputs(torch.ones(1, 1), torch.ones(1, 4)), JBondConfig())
+    output = jbond_loss(inputs(torch.ones(1, 1), torch.ones(1, 4)), JBondConfig(kl="sequence"))
     assert output.metrics["tie_rate"] == 1
     assert output.metrics["penalty_rate"] == 0
     assert forward_weights(torch.ones(1, 4)).tolist() == [[0.25] * 4]
@@ -191,42 +193,38 @@ def test_leave_one_out_means():
 
 def test_forward_pass_is_not_needed_for_beta_1():
     batch = inputs(torch.zeros(2, 1), torch.ones(2, 2))
-    without = JBondInputs(
-        policy_logprobs_BP=batch.policy_logprobs_BP,
-        anchor_logprobs_BP=batch.anchor_logprobs_BP,
+    without = RolloutInputs(
+        policy_logprobs_BPT=batch.policy_logprobs_BPT,
+        anchor_logprobs_BPT=batch.anchor_logprobs_BPT,
         forward_logprobs_BK=None,
         policy_rewards_BP=batch.policy_rewards_BP,
         anchor_rewards_BK=batch.anchor_rewards_BK,
     )
     assert torch.equal(
-        jbond_loss(without, JBondConfig(beta=1)).loss, jbond_loss(batch, JBondConfig(beta=1)).loss
+        jbond_loss(without, JBondConfig(kl="sequence", beta=1)).loss,
+        jbond_loss(batch, JBondConfig(kl="sequence", beta=1)).loss,
     )
-    with pytest.raises(ValueError, match=r"beta 0\.5 needs .* not None"):
-        jbond_loss(without, JBondConfig(beta=0.5))
+    with pytest.raises(ValueError, match=r"beta below 1 .* not None"):
+        jbond_loss(without, JBondConfig(kl="sequence", beta=0.5))
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="of the same prompts"):
-        jbond_loss(inputs(torch.zeros(2, 1), torch.zeros(3, 2)), JBondConfig())
+        jbond_loss(inputs(torch.zeros(2, 1), torch.zeros(3, 2)), JBondConfig(kl="sequence"))
     with pytest.raises(ValueError, match="at least 2 anchor samples"):
-        jbond_loss(inputs(torch.zeros(2, 1), torch.zeros(2, 1)), JBondConfig())
+        jbond_loss(inputs(torch.zeros(2, 1), torch.zeros(2, 1)), JBondConfig(kl="sequence"))
     with pytest.raises(ValueError, match="raise num_policy_samples"):
-        jbond_loss(inputs(torch.zeros(2, 1), torch.zeros(2, 2)), JBondConfig(baseline="group"))
-
-
-def test_builder():
-    config = JBondConfig(beta=0.3)
-    batch = inputs(torch.zeros(2, 1), torch.ones(2, 2))
-    assert torch.equal(build_objective(config)(batch).loss, jbond_loss(batch, config).loss)
-    with pytest.raises(ConfigError, match="num_policy_samples of at least 2"):
-        build_objective(JBondConfig(baseline="group"))
+        jbond_loss(
+            inputs(torch.zeros(2, 1), torch.zeros(2, 2)),
+            JBondConfig(kl="sequence", baseline="group"),
+        )
 
 
 def test_winners_loss_is_the_mean_of_sums():
     logprobs = torch.tensor([-10.0, -2.0, -6.0], requires_grad=True)
     output = winners_loss(logprobs)
     output.loss.backward()
-    assert float(output.loss) == 6
+    assert output.loss.item() == 6
     assert output.metrics == {"loss_forward": 6.0}
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == pytest.approx([-1 / 3] * 3)

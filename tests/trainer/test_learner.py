@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from bond_core.config import JBondConfig, LoraConfig, SamplingConfig, TrainerConfig
+from bond_core.config import JBondConfig, KlEstimate, LoraConfig, SamplingConfig, TrainerConfig
 from bond_core.errors import AdapterError, ConfigError
 from bond_trainer.learner import Learner
-from bond_trainer.logprobs import TokenRow, sequence_logprobs
-from bond_trainer.lora import ANCHOR, POLICY, LoraPair, target_modules
-from bond_trainer.objectives import JBondInputs, jbond_loss
+from bond_trainer.logprobs import TokenRow, sequence_logprobs, token_logprobs
+from bond_trainer.lora import ANCHOR, POLICY, AdapterName, LoraPair, target_modules
+from bond_trainer.objectives import RolloutInputs, jbond_loss
 from bond_trainer.rollouts import Rollout, RolloutGroup
 
 PROMPT = (3, 40, 41, 42, 1, 4)
@@ -32,15 +33,18 @@ def learner_of(path: Path, **settings: object) -> Learner:
 
 
 def group(rewards: tuple[float, float, float, float] = (0.5, 1.0, 0.0, 2.0)) -> RolloutGroup:
-    rollouts = [Rollout(a, -10.0, r, "") for a, r in zip(ANSWERS, rewards, strict=True)]
+    rollouts = [Rollout(a, (-2.0,) * len(a), r, "") for a, r in zip(ANSWERS, rewards, strict=True)]
     return RolloutGroup(PROMPT, tuple(rollouts[:1]), tuple(rollouts[1:]))
 
 
 def sampled_by(learner: Learner) -> RolloutGroup:
     """The group with the log-probability that an engine would report for the policy's sample."""
-    found = learner.logprobs(POLICY, [TokenRow(PROMPT, ANSWERS[0])])[0]
+    with torch.no_grad(), learner.pair.using(POLICY) as model:
+        found = token_logprobs(model, [TokenRow(PROMPT, ANSWERS[0])])[0]
     given = group()
-    return RolloutGroup(PROMPT, (Rollout(ANSWERS[0], found, 0.5, ""),), given.anchor)
+    return RolloutGroup(
+        PROMPT, (Rollout(ANSWERS[0], tuple(found.tolist()), 0.5, ""),), given.anchor
+    )
 
 
 def test_updates_leave_the_base_unchanged_and_move_the_policy(tiny_policy_path: Path) -> None:
@@ -108,35 +112,72 @@ def test_merged_weights_answer_as_the_adapter_does(tiny_policy_path: Path) -> No
         torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
 
 
-def test_the_update_follows_the_objectives_gradient(tiny_policy_path: Path) -> None:
-    """Coefficients, then batchwise backward passes, give what autograd gives in one graph."""
-    learner = learner_of(tiny_policy_path, max_grad_norm=1e9)
+@pytest.mark.parametrize("kl", ["sequence", "to_go", "exact"])
+@pytest.mark.parametrize("micro_batch_tokens", [1, 8192])
+def test_the_update_follows_the_objectives_gradient(
+    tiny_policy_path: Path, kl: KlEstimate, micro_batch_tokens: int
+) -> None:
+    """Weights, then micro-batches of backward passes, give what autograd gives in one graph."""
+    objective = {"kl": kl, "gamma": 0.5}
+    learner = learner_of(
+        tiny_policy_path,
+        max_grad_norm=1e9,
+        objective=objective,
+        micro_batch_tokens=micro_batch_tokens,
+    )
     learner.learn_from_rollouts([sampled_by(learner)])  # so that A's gradient path is not zero
     given = sampled_by(learner)
-    with torch.no_grad(), learner.pair.using(ANCHOR) as model:
-        anchor = sequence_logprobs(model, [TokenRow(PROMPT, ANSWERS[0])]).view(1, 1)
+    own = [laws(learner, POLICY, answer) for answer in ANSWERS]
+    with torch.no_grad():
+        anchors = [laws(learner, ANCHOR, answer) for answer in ANSWERS]
     learner.pair.select(POLICY)
-    logprobs = sequence_logprobs(learner.pair.model, [TokenRow(PROMPT, a) for a in ANSWERS])
-    inputs = JBondInputs(
-        logprobs[:1].view(1, 1),
-        anchor,
-        logprobs[1:].view(1, 3),
-        torch.tensor([[0.5]]),
-        torch.tensor([[1.0, 0.0, 2.0]]),
+    tokens = [chosen(law, answer) for law, answer in zip(own, ANSWERS, strict=True)]
+    kls = [kl_per_token(p, q) for p, q in zip(own, anchors, strict=True)]
+    later = kls[0].detach().flip(0).cumsum(0).flip(0) - kls[0].detach()
+    inputs = RolloutInputs(
+        policy_logprobs_BPT=tokens[0].view(1, 1, -1),
+        anchor_logprobs_BPT=chosen(anchors[0], ANSWERS[0]).view(1, 1, -1),
+        forward_logprobs_BK=torch.stack([t.sum() for t in tokens[1:]]).view(1, 3),
+        policy_rewards_BP=torch.tensor([[0.5]]),
+        anchor_rewards_BK=torch.tensor([[1.0, 0.0, 2.0]]),
+        policy_kl_BP=(kls[0] + later * tokens[0]).sum().view(1, 1),
+        anchor_kl_BK=torch.stack(
+            [kl_per_token(q, p).sum() for p, q in zip(own[1:], anchors[1:], strict=True)]
+        ).view(1, 3),
     )
     factors = list(learner.pair.factors(POLICY).values())
-    output = jbond_loss(inputs, JBondConfig())
+    output = jbond_loss(inputs, JBondConfig.model_validate(objective))
     expected = torch.autograd.grad(output.loss, factors)
     report = learner.learn_from_rollouts([given])
     for factor, gradient in zip(factors, expected, strict=True):
         assert factor.grad is not None
         torch.testing.assert_close(factor.grad, gradient, rtol=1e-3, atol=1e-4)
-    assert report.metrics["loss"] == pytest.approx(output.metrics["loss"], abs=1e-3)
     assert report.metrics["logprob_mismatch"] < 1e-4
+    if kl == "exact":
+        assert report.metrics["kl_to_anchor"] == pytest.approx(
+            float(kls[0].detach().sum()), abs=1e-4
+        )
+    if kl == "sequence":
+        assert report.metrics["loss"] == pytest.approx(output.metrics["loss"], abs=1e-3)
+
+
+def laws(learner: Learner, name: AdapterName, answer: tuple[int, ...]) -> Tensor:
+    """Log-laws before each token of an answer, (tokens, vocabulary), by one plain forward."""
+    with learner.pair.using(name) as model:
+        logits = model(torch.tensor([[*PROMPT, *answer]])).logits[0]
+    return logits[len(PROMPT) - 1 : -1].log_softmax(-1)
+
+
+def chosen(law_TV: Tensor, answer: tuple[int, ...]) -> Tensor:
+    return law_TV.gather(1, torch.tensor(answer)[:, None])[:, 0]
+
+
+def kl_per_token(log_p_TV: Tensor, log_q_TV: Tensor) -> Tensor:
+    return (log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(-1)
 
 
 def test_at_the_start_policy_and_anchor_agree(tiny_policy_path: Path) -> None:
-    learner = learner_of(tiny_policy_path)
+    learner = learner_of(tiny_policy_path, objective={"kl": "to_go"})
     report = learner.learn_from_rollouts([sampled_by(learner)])
     assert report.metrics["log_ratio_abs_max"] < 1e-4
     assert report.metrics["penalty_rate"] == pytest.approx(1 / 3)  # 2 of 3 anchors are better
@@ -163,7 +204,7 @@ def test_the_winners_rate_warms_up_and_decays_and_jbonds_stays(tiny_policy_path:
         learner.phase_step = step
         rates.append(learner.learning_rate())
     assert rates == [0.5, 0.75, 0.5, 0.25]
-    learner.begin("jbond")
+    learner.begin("rollouts")
     assert learner.learning_rate() == 0.25
     learner.phase_step = 1000
     assert learner.learning_rate() == 0.5
@@ -221,15 +262,16 @@ def test_the_anchors_log_probabilities_are_at_the_temperature_of_sampling(
 ) -> None:
     """At the start anchor and policy are the base: the log-ratio is zero only if both sides are
     at one temperature."""
-    config = TrainerConfig.model_validate({"lora": {"rank": 4, "alpha": 8}, "warmup_steps": 0})
+    config = TrainerConfig.model_validate(
+        {"lora": {"rank": 4, "alpha": 8}, "warmup_steps": 0, "objective": {"kl": "sequence"}}
+    )
     sampling = SamplingConfig(temperature=0.5)
     learner = Learner(LoraPair(load(tiny_policy_path), config.lora), config, sampling)
     row = [TokenRow(PROMPT, ANSWERS[0])]
     with torch.no_grad():
-        sampled = float(sequence_logprobs(load(tiny_policy_path), row, temperature=0.5)[0])
+        sampled = token_logprobs(load(tiny_policy_path), row, temperature=0.5)[0]
     given = group()
-    report = learner.learn_from_rollouts(
-        [RolloutGroup(PROMPT, (Rollout(ANSWERS[0], sampled, 0.5, ""),), given.anchor)]
-    )
+    drawn = Rollout(ANSWERS[0], tuple(sampled.tolist()), 0.5, "")
+    report = learner.learn_from_rollouts([RolloutGroup(PROMPT, (drawn,), given.anchor)])
     assert report.metrics["log_ratio_abs_max"] < 1e-4
-    assert abs(sampled - learner.logprobs(None, row)[0]) > 0.1
+    assert abs(float(sampled.sum()) - learner.logprobs(None, row)[0]) > 0.1

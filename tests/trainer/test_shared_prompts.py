@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from bond_core.config import LoraConfig
 from bond_trainer.logprobs import TokenRow, backward_sequence_logprobs
 from bond_trainer.lora import POLICY, LoraPair
-from bond_trainer.shared_prompts import backward_shared_prompts
+from bond_trainer.shared_prompts import RowTerm, backward_shared_prompts
 
 ROWS = [
     TokenRow((3, 40, 41, 4), (50, 51, 1)),
@@ -52,10 +52,10 @@ def test_values_and_gradients_are_those_of_separate_rows(
     found = backward_shared_prompts(
         pair.model,
         ROWS,
-        COEFFICIENTS,
+        [RowTerm(c) for c in COEFFICIENTS],
         temperature=temperature,
         max_batch_tokens=max_batch_tokens,
-    )
+    ).logprobs_R
     assert found[4].isnan()  # coefficient 0: not computed
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, equal_nan=True)
     for gradient, wanted in zip(gradients(pair), expected_gradients, strict=True):
@@ -64,4 +64,4 @@ def test_values_and_gradients_are_those_of_separate_rows(
 
 def test_an_empty_answer_is_refused(pair: LoraPair) -> None:
     with pytest.raises(ValueError, match="row 0 has an empty prompt or completion"):
-        backward_shared_prompts(pair.model, [TokenRow((3,), ())], torch.ones(1))
+        backward_shared_prompts(pair.model, [TokenRow((3,), ())], [RowTerm(torch.ones(()))])

@@ -7,22 +7,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from bond_core.config import SamplingConfig, TrainerConfig
+from bond_core.config import (
+    FixedBondConfig,
+    GkdConfig,
+    JBondConfig,
+    ObjectiveConfig,
+    SamplingConfig,
+    TrainerConfig,
+)
 from bond_core.errors import ConfigError
 from bond_trainer.logprobs import TokenRow, sequence_logprobs
 from bond_trainer.lora import ANCHOR, POLICY, AdapterName, LoraPair
 from bond_trainer.moving_average import update_moving_average
-from bond_trainer.objectives import (
-    JBondInputs,
-    build_objective,
-    winners_loss,
-)
+from bond_trainer.objectives import winners_loss
 from bond_trainer.rollouts import RolloutGroup
-from bond_trainer.shared_prompts import backward_shared_prompts
+from bond_trainer.shared_prompts import Other, RowTerm
+from bond_trainer.updates import UpdateContext, backward
 
-Phase = Literal["winners", "jbond"]
+Phase = Literal["winners", "rollouts"]
 WINNERS_FINAL_RATE = 0.1
 """Share of the winners phase's learning rate that is left at its end; it decays linearly."""
 
@@ -39,10 +42,17 @@ class Learner:
     """Updates the policy from rollouts or from winners.
 
     The phases have their own optimisers: `winners` warms up and decays over a known number of
-    steps, `jbond` warms up and stays.
+    steps, `rollouts` warms up and stays.
     """
 
-    def __init__(self, pair: LoraPair, config: TrainerConfig, sampling: SamplingConfig) -> None:
+    def __init__(
+        self,
+        pair: LoraPair,
+        config: TrainerConfig,
+        sampling: SamplingConfig,
+        teacher: Other | None = None,
+    ) -> None:
+        _check_objective(config.objective, teacher)
         if sampling.top_p != 1:
             raise ConfigError(
                 f"sampling.top_p is {sampling.top_p}: the trainer learns the untruncated "
@@ -51,9 +61,10 @@ class Learner:
             )
         self.pair = pair
         self._config = config
-        self._temperature = sampling.temperature
-        self._objective = build_objective(config.objective)
-        self.phase: Phase = "jbond"
+        self._context = UpdateContext(
+            pair, sampling.temperature, teacher, config.micro_batch_tokens
+        )
+        self.phase: Phase = "rollouts"
         self.phase_step = 0
         self._num_phase_steps = 0
         self._optimizer = self._new_optimizer(config.learning_rate)
@@ -68,44 +79,41 @@ class Learner:
     def learn_from_winners(self, winners: Sequence[TokenRow]) -> StepReport:
         """One update by the forward term on winners of Best-of-N; the anchor stays."""
         started = time.perf_counter()
-        coefficients_R = torch.full((len(winners),), -1 / len(winners))
-        logprobs_R = self._backward(winners, coefficients_R)
-        metrics = {**winners_loss(logprobs_R).metrics, "grad_norm": self._update()}
+        self._optimizer.zero_grad(set_to_none=True)
+        weight = torch.tensor(-1 / len(winners))
+        values = self._context.backward(winners, [RowTerm(weight)] * len(winners))
+        metrics = {**winners_loss(values.logprobs_R).metrics, "grad_norm": self._update()}
         return StepReport(metrics, time.perf_counter() - started)
 
     def learn_from_rollouts(self, groups: Sequence[RolloutGroup]) -> StepReport:
-        """One J-BOND update, then the anchor's moving average.
+        """One update by the objective, then the anchor's.
 
-        The policy's log-probabilities of its own samples are those of the engine, which sampled
-        from these very weights; `logprob_mismatch` is the largest difference to the learner's
-        own. Raises `ScoringError` for rewards that are not finite.
+        Raises `ScoringError` for rewards that are not finite.
         """
         started = time.perf_counter()
-        batch = _Batch.of(groups)
-        with torch.no_grad(), self.pair.using(ANCHOR) as model:
-            anchor_BP = sequence_logprobs(
-                model, batch.policy_rows, temperature=self._temperature
-            ).view_as(batch.sampled_BP)
-        inputs = JBondInputs(
-            policy_logprobs_BP=batch.sampled_BP.clone().requires_grad_(True),
-            anchor_logprobs_BP=anchor_BP.to(batch.sampled_BP),
-            forward_logprobs_BK=torch.zeros_like(
-                batch.anchor_rewards_BK, dtype=batch.sampled_BP.dtype
-            ).requires_grad_(True),
-            policy_rewards_BP=batch.policy_rewards_BP,
-            anchor_rewards_BK=batch.anchor_rewards_BK,
-        )
-        coefficients_BP, coefficients_BK = _coefficients(self._objective(inputs).loss, inputs)
-        logprobs_R = self._backward(
-            [*batch.policy_rows, *batch.anchor_rows],
-            torch.cat([coefficients_BP.flatten(), coefficients_BK.flatten()]),
-        )
+        self._optimizer.zero_grad(set_to_none=True)
+        metrics = backward(self._context, groups, self._config.objective)
         grad_norm = self._update()
-        update_moving_average(
-            self.pair.factors(ANCHOR), self.pair.factors(POLICY), self._config.objective.eta
-        )
-        metrics = self._rollout_metrics(inputs, batch, logprobs_R, coefficients_BP)
+        self._move_anchor()
         return StepReport({**metrics, "grad_norm": grad_norm}, time.perf_counter() - started)
+
+    def _move_anchor(self) -> None:
+        """J-BOND's moving average, or the hard updates of iterated BOND."""
+        objective = self._config.objective
+        if isinstance(objective, JBondConfig):
+            update_moving_average(
+                self.pair.factors(ANCHOR), self.pair.factors(POLICY), objective.eta
+            )
+        elif isinstance(objective, FixedBondConfig):
+            every = objective.anchor_every_steps
+            if every and self.phase_step % every == 0:
+                self.set_anchor()
+
+    @property
+    def anchor_is_reference(self) -> bool:
+        """Whether the anchor still is what it began as: all of its B factors are zero."""
+        tensors = self.pair.tensors(ANCHOR)
+        return not any(bool(t.any()) for name, t in tensors.items() if "lora_B" in name)
 
     def set_anchor(self) -> None:
         """A hard update: the anchor becomes the policy."""
@@ -138,7 +146,7 @@ class Learner:
     def learning_rate(self) -> float:
         """Of the next update."""
         warm = min(1.0, (self.phase_step + 1) / (self._config.warmup_steps + 1))
-        if self.phase == "jbond":
+        if self.phase == "rollouts":
             return self._base_rate() * warm
         done = self.phase_step / max(1, self._num_phase_steps)
         return self._base_rate() * warm * max(WINNERS_FINAL_RATE, 1 - done)
@@ -150,13 +158,6 @@ class Learner:
     def _new_optimizer(self, rate: float) -> torch.optim.AdamW:
         factors = list(self.pair.factors(POLICY).values())
         return torch.optim.AdamW(factors, lr=rate, weight_decay=0.0)
-
-    def _backward(self, rows: Sequence[TokenRow], coefficients_R: Tensor) -> Tensor:
-        self._optimizer.zero_grad(set_to_none=True)
-        with self.pair.using(POLICY) as model:
-            return backward_shared_prompts(
-                model, rows, coefficients_R, temperature=self._temperature
-            )
 
     def _update(self) -> float:
         """Clip, step, and return the gradient's norm before clipping."""
@@ -173,54 +174,14 @@ class Learner:
         self.phase_step += 1
         return norm
 
-    def _rollout_metrics(
-        self, inputs: JBondInputs, batch: "_Batch", logprobs_R: Tensor, coefficients_BP: Tensor
-    ) -> dict[str, float]:
-        """The objective's metrics at the learner's own log-probabilities."""
-        num_policy = coefficients_BP.numel()
-        own_BP = logprobs_R[:num_policy].view_as(coefficients_BP)
-        used_BP = coefficients_BP != 0
-        known_BP = torch.where(used_BP, own_BP, batch.sampled_BP)
-        forward_BK = logprobs_R[num_policy:].view_as(batch.anchor_rewards_BK)
-        final = JBondInputs(
-            policy_logprobs_BP=known_BP,
-            anchor_logprobs_BP=inputs.anchor_logprobs_BP,
-            forward_logprobs_BK=forward_BK,
-            policy_rewards_BP=batch.policy_rewards_BP,
-            anchor_rewards_BK=batch.anchor_rewards_BK,
+
+def _check_objective(objective: ObjectiveConfig, teacher: Other | None) -> None:
+    """Raise `ConfigError` for settings that no batch can serve."""
+    grouped = isinstance(objective, JBondConfig | FixedBondConfig) and objective.baseline == "group"
+    if grouped and objective.num_policy_samples < 2:
+        raise ConfigError(
+            "trainer.objective: baseline 'group' needs num_policy_samples of at least 2, not "
+            f"{objective.num_policy_samples}; raise it, or take baseline 'batch'"
         )
-        mismatch = float((known_BP - batch.sampled_BP).abs().max())
-        return {**self._objective(final).metrics, "logprob_mismatch": mismatch}
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Rollout groups as rows and tensors: _B prompts, _P policy and _K anchor samples."""
-
-    policy_rows: list[TokenRow]
-    anchor_rows: list[TokenRow]
-    sampled_BP: Tensor
-    policy_rewards_BP: Tensor
-    anchor_rewards_BK: Tensor
-
-    @classmethod
-    def of(cls, groups: Sequence[RolloutGroup]) -> "_Batch":
-        return cls(
-            [TokenRow(g.prompt_token_ids, r.token_ids) for g in groups for r in g.policy],
-            [TokenRow(g.prompt_token_ids, r.token_ids) for g in groups for r in g.anchor],
-            torch.tensor([[r.logprob for r in g.policy] for g in groups], dtype=torch.float32),
-            torch.tensor([[r.reward for r in g.policy] for g in groups], dtype=torch.float64),
-            torch.tensor([[r.reward for r in g.anchor] for g in groups], dtype=torch.float64),
-        )
-
-
-def _coefficients(loss: Tensor, inputs: JBondInputs) -> tuple[Tensor, Tensor]:
-    """d loss / d log P of the policy samples and of the anchor samples."""
-    assert inputs.forward_logprobs_BK is not None
-    wanted = (inputs.policy_logprobs_BP, inputs.forward_logprobs_BK)
-    found = torch.autograd.grad(loss, wanted, allow_unused=True)
-    policy, forward = (
-        torch.zeros_like(leaf) if gradient is None else gradient
-        for leaf, gradient in zip(wanted, found, strict=True)
-    )
-    return policy, forward
+    if isinstance(objective, GkdConfig) and teacher is None:
+        raise ConfigError("trainer.objective: type 'gkd' needs a teacher; set `teacher`")

@@ -30,6 +30,7 @@ from bond_trainer.learner import Learner
 from bond_trainer.lora import LoraPair
 from bond_trainer.promotion import Proposer
 from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
+from bond_trainer.teacher import load_active_teacher, open_teacher
 
 LEASE = "trainer"
 LEASE_TTL_S = 30.0
@@ -83,6 +84,8 @@ async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIter
         remove_leftovers(config.adapters_dir)
         base_revision = await asyncio.to_thread(model_digest, config.model.path)
         engine, learner = _build_learner(config, base_revision)
+        if config.trainer.objective.type == "gkd" and config.trainer.objective.teacher == "active":
+            await load_active_teacher(store, learner.pair, config.trainer.lora, base_revision)
         await engine.start()
         stack.push_async_callback(engine.close)
         scorers = Scorers(
@@ -118,7 +121,9 @@ def _build_learner(config: BondConfig, base_revision: str) -> tuple[LocalEngine,
     device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
     base, tokenizer = load_policy(config.model.path, config.model.dtype, device)
     torch.manual_seed(config.trainer.seed)
-    learner = Learner(LoraPair(base, config.trainer.lora), config.trainer, config.sampling)
+    pair = LoraPair(base, config.trainer.lora)
+    teacher = open_teacher(config, pair, tokenizer, device)
+    learner = Learner(pair, config.trainer, config.sampling, teacher)
     limit = (
         config.engine.max_context_tokens
         if isinstance(config.engine, LocalEngineConfig)

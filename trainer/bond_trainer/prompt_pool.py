@@ -8,11 +8,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bond_core.holdout import Split, split_of
-from bond_core.types import Message
+from bond_core.types import Completion, Message
 
 MAX_REMEMBERED = 200_000
 """Digests of retired prompts that are kept, newest last, to recognise repetitions."""
@@ -29,6 +29,9 @@ class TrainingPrompt:
     """Names it in its source: the log row's id, or the line of a file."""
     messages: tuple[Message, ...]
     num_tokens: int
+    logged: tuple[Completion, ...] = ()
+    """Candidates of the row that are independent draws of the reference at standard sampling, if
+    all of them are."""
 
 
 @dataclass(slots=True)
@@ -93,7 +96,8 @@ class PromptPool:
         left = [entry for entry in left if id(entry) not in dropped]
         self.counts["exhausted"] += len(self._entries) - len(left)
         self._entries = left
-        return [entry.prompt for entry in chosen]
+        # an answer that was learned from once says nothing new of the reference's law
+        return [e.prompt if e.uses == 1 else replace(e.prompt, logged=()) for e in chosen]
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint. Prompts are named, not copied: their text stays in their source."""

@@ -13,6 +13,7 @@ from bond_core.store import Store
 from bond_core.store.records import CompletionRecord
 from bond_core.types import Message, Role
 from bond_trainer.prompt_pool import PromptPool, TrainingPrompt
+from bond_trainer.winners import disqualification
 
 LATE_ROWS = 1024
 """How far below the highest row seen a row may still appear: databases hand out row numbers
@@ -203,7 +204,12 @@ def prompts_of_split(path: Path, split: Split) -> list[tuple[Message, ...]]:
 
 
 def _of_record(record: CompletionRecord) -> TrainingPrompt:
-    return TrainingPrompt(record.id, record.messages, len(record.prompt_token_ids))
+    """With its candidates, if they follow the law that Best-of-N assumes."""
+    tokens = len(record.prompt_token_ids)
+    drawn = len(record.candidates)
+    qualifies = drawn > 1 and disqualification(record, drawn, tokens, frozenset()) is None
+    logged = tuple(candidate.completion for candidate in record.candidates) if qualifies else ()
+    return TrainingPrompt(record.id, record.messages, tokens, logged)
 
 
 def _parse(line: str, where: str) -> tuple[Message, ...]:

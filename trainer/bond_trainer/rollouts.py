@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from bond_core.config import FixedBondConfig, JBondConfig, ObjectiveConfig
 from bond_core.engines.base import Engine
 from bond_core.errors import PromptTooLongError, ScoringError
 from bond_core.rewards.base import Scorer
@@ -26,15 +27,20 @@ class Rollout:
 
     token_ids: tuple[int, ...]
     """With the end-of-sequence token, if it was drawn."""
-    logprob: float
-    """Sum over the tokens, nats, under the policy and distribution that it was drawn from."""
+    logprobs: tuple[float, ...]
+    """Of each token, nats, under the policy and distribution that it was drawn from."""
     reward: float
     text: str
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole answer, nats."""
+        return sum(self.logprobs)
 
     @classmethod
     def of(cls, completion: Completion, reward: float) -> "Rollout":
         """A completion once it is scored."""
-        return cls(completion.token_ids, completion.logprob, reward, completion.text)
+        return cls(completion.token_ids, completion.logprobs, reward, completion.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +60,31 @@ class RolloutCost:
     score_s: float
     num_tokens: int
     """Tokens drawn."""
+    num_samples: int = 0
+    """Completions drawn: k + P for each prompt, less what the log already had."""
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     """Prompts that gave no rollouts, by reason: `too_long`, `scoring_failed`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """A version to sample from, how often per prompt, and the name of its random stream."""
+    """A version to sample from, how often for each prompt, and the name of its random stream."""
 
     version: str
-    num_samples: int
+    num_samples: int | Sequence[int]
+    """For all prompts, or for each; nothing is drawn for 0."""
     stream: str
+
+    def count(self, i: int) -> int:
+        """For prompt i."""
+        return self.num_samples if isinstance(self.num_samples, int) else self.num_samples[i]
+
+
+def samples_per_prompt(objective: ObjectiveConfig) -> tuple[int, int]:
+    """How many answers of policy and of anchor a step draws for each prompt."""
+    if isinstance(objective, JBondConfig | FixedBondConfig):
+        return objective.num_policy_samples, objective.num_anchor_samples
+    return objective.num_policy_samples, 0
 
 
 def derived_seed(*parts: object) -> int:
@@ -89,8 +109,10 @@ async def sample(
 
     async def one(draw: Draw, i: int) -> Generation | PromptTooLongError:
         own = replace(params, seed=derived_seed(seed, draw.stream, i))
+        if draw.count(i) == 0:
+            return Generation((), ())
         try:
-            return await engine.generate(draw.version, prompts[i], own, n=draw.num_samples)
+            return await engine.generate(draw.version, prompts[i], own, n=draw.count(i))
         except PromptTooLongError as error:
             return error
 
@@ -161,38 +183,48 @@ async def collect(
     num_policy_samples: int,
     num_anchor_samples: int,
     seed: int,
+    logged: Sequence[Sequence[Completion]] = (),
 ) -> tuple[list[RolloutGroup], RolloutCost]:
     """Roll out a batch of prompts from the engine's versions `policy` and `anchor`.
 
-    A prompt that does not fit into the context, or whose answers cannot be scored, is left out
-    and counted. Raises `ScoringError` if none can be scored: no reward is ever made up.
+    `logged` are, for each prompt, completions that the anchor's distribution already gave: the
+    first `num_anchor_samples` of them are taken, and only what is missing is drawn. They are
+    scored again, with the scorer that is in use now. A prompt that does not fit into the context,
+    or whose answers cannot be scored, is left out and counted. Raises `ScoringError` if none can
+    be scored: no reward is ever made up.
     """
     started = time.perf_counter()
+    given = [tuple(own[:num_anchor_samples]) for own in logged] or [()] * len(prompts)
     draws = [
-        Draw("anchor", num_anchor_samples, "anchor"),
+        Draw("anchor", [num_anchor_samples - len(own) for own in given], "anchor"),
         Draw("policy", num_policy_samples, "policy"),
     ]
     anchor, policy = await sample(engine, draws, prompts, params, seed)
     generated = time.perf_counter()
     fitting = [
-        (prompt, (a, p))
-        for prompt, a, p in zip(prompts, anchor, policy, strict=True)
+        (prompt, (replace(a, completions=(*own, *a.completions)), p), len(own))
+        for prompt, own, a, p in zip(prompts, given, anchor, policy, strict=True)
         if isinstance(a, Generation) and isinstance(p, Generation)
     ]
     left_out = Counter(too_long=len(prompts) - len(fitting))
-    scores = await score_each(scorer, [p for p, _ in fitting], [own for _, own in fitting])
+    scores = await score_each(scorer, [p for p, _, _ in fitting], [own for _, own, _ in fitting])
     scored = time.perf_counter()
     groups: list[RolloutGroup] = []
-    for (_, (a, p)), result in zip(fitting, scores, strict=True):
+    num_tokens = num_samples = 0
+    for (_, (a, p), num_given), result in zip(fitting, scores, strict=True):
+        drawn = (*a.completions[num_given:], *p.completions)
+        num_samples += len(drawn)
+        num_tokens += sum(len(completion.token_ids) for completion in drawn)
         if isinstance(result, ScoringError):
             left_out["scoring_failed"] += 1
             logger.warning("left out a prompt: %s", result)
         else:
+            prompt_token_ids = p.prompt_token_ids or a.prompt_token_ids
             groups.append(
-                RolloutGroup(a.prompt_token_ids, _rollouts(p, result[1]), _rollouts(a, result[0]))
+                RolloutGroup(prompt_token_ids, _rollouts(p, result[1]), _rollouts(a, result[0]))
             )
-    num_tokens = sum(len(r.token_ids) for g in groups for r in (*g.policy, *g.anchor))
-    return groups, RolloutCost(generated - started, scored - generated, num_tokens, +left_out)
+    cost = RolloutCost(generated - started, scored - generated, num_tokens, num_samples, +left_out)
+    return groups, cost
 
 
 def _rollouts(generation: Generation, scores: Sequence[float]) -> tuple[Rollout, ...]:

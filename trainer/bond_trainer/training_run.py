@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from bond_core.config import FixedBondConfig, GkdConfig
 from bond_core.errors import ScoringError
 from bond_core.store import PolicyRecord
 from bond_core.types import REFERENCE_VERSION
@@ -16,7 +17,7 @@ from bond_trainer.lora import ANCHOR, POLICY
 from bond_trainer.opening import Parts
 from bond_trainer.progress import Progress
 from bond_trainer.prompt_pool import TrainingPrompt
-from bond_trainer.rollouts import RolloutCost, collect, derived_seed
+from bond_trainer.rollouts import RolloutCost, collect, derived_seed, samples_per_prompt
 from bond_trainer.winners_phase import run_winners_phase
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ class TrainingRun:
 
     async def _try_winners(self) -> None:
         """The winners phase, if the log has enough by now, and a proposal of what it gave."""
-        if not self.parts.config.trainer.winners.enabled:
+        trainer = self.parts.config.trainer
+        if not trainer.winners.enabled or isinstance(trainer.objective, GkdConfig):
             self.begun = True
             return
         outcome = await run_winners_phase(self.parts, self.progress, self.stop)
@@ -100,16 +102,17 @@ class TrainingRun:
         """Roll out, update, and do what the schedule has for the step that was reached."""
         await self.progress.enter("training")
         config = self.parts.config
-        objective = config.trainer.objective
+        num_policy_samples, num_anchor_samples = samples_per_prompt(config.trainer.objective)
         try:
             groups, cost = await collect(
                 self.parts.engine,
                 self.parts.scorers.scorer,
                 [prompt.messages for prompt in prompts],
                 config.sampling.params(),
-                num_policy_samples=objective.num_policy_samples,
-                num_anchor_samples=objective.num_anchor_samples,
+                num_policy_samples=num_policy_samples,
+                num_anchor_samples=num_anchor_samples,
                 seed=derived_seed(config.trainer.seed, "rollouts", self.step),
+                logged=[p.logged for p in prompts] if self._anchor_is_reference() else (),
             )
         except ScoringError as error:
             await self._scoring_failed(error)
@@ -132,6 +135,13 @@ class TrainingRun:
         elif self.step % config.trainer.checkpoint_every_steps == 0:
             self._checkpoint()
 
+    def _anchor_is_reference(self) -> bool:
+        """Whether logged answers of the reference are draws of the anchor, and wanted as such."""
+        objective = self.parts.config.trainer.objective
+        if not isinstance(objective, FixedBondConfig) or not objective.logged:
+            return False
+        return self.parts.learner.anchor_is_reference
+
     def _record(self, report: StepReport, cost: RolloutCost) -> None:
         self.progress.step = self.step
         self.progress.error = self.evaluation_error
@@ -140,13 +150,14 @@ class TrainingRun:
             "seconds",
             {"generate": cost.generate_s, "score": cost.score_s, "train": report.train_s},
         )
-        self.progress.record_metrics("rollout", {"tokens": cost.num_tokens})
+        self.progress.record_metrics(
+            "rollout", {"tokens": cost.num_tokens, "samples": cost.num_samples}
+        )
         if self.step % LOG_EVERY_STEPS == 0:
             logger.info(
-                "step %d: policy's reward %.4g, anchor's %.4g, %.1f s",
+                "step %d: policy's reward %.4g, %.1f s",
                 self.step,
                 report.metrics["reward_policy_mean"],
-                report.metrics["reward_anchor_mean"],
                 cost.generate_s + cost.score_s + report.train_s,
             )
 

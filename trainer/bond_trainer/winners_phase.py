@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from bond_core.config import FixedBondConfig
 from bond_trainer.logprobs import TokenRow
 from bond_trainer.opening import Parts
 from bond_trainer.progress import Progress
@@ -36,7 +37,7 @@ async def run_winners_phase(
 ) -> WinnersOutcome:
     """Learn from the winners in the log, if there are enough: otherwise nothing is changed.
 
-    After `learned` the learner is in its `jbond` phase; after `stopped` it is half way, to be
+    After `learned` the learner is in its `rollouts` phase; after `stopped` it is half way, to be
     thrown away.
     """
     config, learner = parts.config.trainer, parts.learner
@@ -64,8 +65,9 @@ async def run_winners_phase(
         progress.record_metrics(
             "winners", {**report.metrics, "step": number + 1, "num_steps": num_steps}
         )
-    learner.set_anchor()
-    learner.begin("jbond")
+    if not isinstance(config.objective, FixedBondConfig):  # whose anchor is still the reference
+        learner.set_anchor()
+    learner.begin("rollouts")
     window = {
         "first_seq": winners.seqs[0],
         "last_seq": winners.seqs[-1],

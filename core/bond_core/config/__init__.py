@@ -7,6 +7,14 @@ from bond_core.config.engine import (
     ModelConfig,
 )
 from bond_core.config.loading import BondConfig, load_config
+from bond_core.config.objective import (
+    FixedBondConfig,
+    GkdConfig,
+    JBondConfig,
+    KlEstimate,
+    ObjectiveConfig,
+    RlooConfig,
+)
 from bond_core.config.scorer import ClassifierScorerConfig, FunctionScorerConfig, ScorerConfig
 from bond_core.config.serving import (
     ArmsConfig,
@@ -18,7 +26,6 @@ from bond_core.config.serving import (
 from bond_core.config.trainer import (
     EvaluationConfig,
     GateConfig,
-    JBondConfig,
     LoraConfig,
     TrainerConfig,
     WinnersConfig,
@@ -31,12 +38,17 @@ __all__ = [
     "EngineConfig",
     "EvaluationConfig",
     "FakeEngineConfig",
+    "FixedBondConfig",
     "FunctionScorerConfig",
     "GateConfig",
+    "GkdConfig",
     "JBondConfig",
+    "KlEstimate",
     "LocalEngineConfig",
     "LoraConfig",
     "ModelConfig",
+    "ObjectiveConfig",
+    "RlooConfig",
     "SamplingConfig",
     "ScorerConfig",
     "ServerConfig",

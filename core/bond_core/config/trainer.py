@@ -1,11 +1,12 @@
 """How the trainer learns, evaluates and proposes."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bond_core.config.base import Section
+from bond_core.config.objective import JBondConfig, ObjectiveConfig
 
 
 class LoraConfig(Section):
@@ -20,29 +21,6 @@ class LoraConfig(Section):
     the factors is exactly the moving average of the weights."""
     target_modules: str | list[str] = "all-linear"
     """PEFT's names; never the output head or the embeddings, which vLLM cannot serve."""
-
-
-class JBondConfig(Section):
-    """J-BOND (arXiv 2407.14622, Algorithm 2), minimising
-    (1 - beta) * forward + beta * backward + gamma * regulariser."""
-
-    type: Literal["jbond"] = "jbond"
-    """Names this objective."""
-    beta: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the backward term."""
-    gamma: float = Field(default=0.0, ge=0)
-    """Weight of KL(policy || anchor)."""
-    eta: float = Field(default=0.02, ge=0, le=1)
-    """Rate of the anchor's exponential moving average; 1 is a hard update each step."""
-    num_anchor_samples: int = Field(default=4, ge=2)
-    """Anchor samples per prompt; the paper's 2, or more for lower variance at the same mean."""
-    num_policy_samples: int = Field(default=1, ge=1)
-    """Policy samples per prompt."""
-    baseline: Literal["none", "batch", "group"] = "batch"
-    """Leave-one-out mean of the other returns: of the batch, of the prompt's own, or none."""
-
-
-ObjectiveConfig = JBondConfig
 
 
 class WinnersConfig(Section):
@@ -100,7 +78,7 @@ class GateConfig(Section):
 class TrainerConfig(Section):
     """The learner and its schedule."""
 
-    objective: Annotated[ObjectiveConfig, Field()] = JBondConfig()
+    objective: ObjectiveConfig = JBondConfig()
     lora: LoraConfig = LoraConfig()
     winners: WinnersConfig = WinnersConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -113,6 +91,9 @@ class TrainerConfig(Section):
     """Gradients are clipped to this norm."""
     prompts_per_step: int = Field(default=32, ge=1)
     """Prompts of one J-BOND step."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Prompt and answer tokens, padding included, of one forward and backward pass. Gradients are
+    accumulated over as many as a step needs: less memory, the same update."""
     max_steps: int = Field(default=0, ge=0)
     """Stop after so many J-BOND steps; 0 goes on for ever."""
     rollout_rows: int = Field(default=160, ge=1)
@@ -133,3 +114,11 @@ class TrainerConfig(Section):
     """Torch threads of the process."""
     nice: int = Field(default=10, ge=0, le=19)
     """Lowers the process's priority, so that serving on the same cores goes first."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _default_objective(cls, value: object) -> object:
+        """A section without `type` is J-BOND's: it was the only one, and is the one most used."""
+        if not isinstance(value, dict):
+            return value
+        return {"type": "jbond", **cast(dict[str, object], value)}

@@ -8,7 +8,7 @@ from sequence_toy import REWARDS, answer_logprobs, kl, parameters
 from torch import Tensor
 
 from bond_core.best_of_n_law import best_of_n_probabilities, r_bond
-from bond_trainer.objectives.jbond import leave_one_out_mean
+from bond_trainer.objectives.base import leave_one_out_mean
 
 
 def score_gradient(logits: Tensor, coefficients: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from bond_trainer.logprobs import (
     sequence_logprobs,
     token_logprobs,
 )
-from bond_trainer.objectives import JBondInputs, jbond_loss
+from bond_trainer.objectives import RolloutInputs, jbond_loss
 
 VOCAB_SIZE, EOS, MAX_TOKENS = 13, 2, 7
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 4, 4], [5, 1]]
@@ -118,14 +118,14 @@ def test_oracle_28_step_0(model: PeftModel, temperature: float):
 
     generator = torch.Generator().manual_seed(2)
     rewards_B5 = torch.randint(0, 5, (len(drawn.rows), 5), generator=generator).double()
-    inputs = JBondInputs(
-        policy_logprobs_BP=found["policy"].unsqueeze(-1),
-        anchor_logprobs_BP=found["anchor"].unsqueeze(-1),
+    inputs = RolloutInputs(
+        policy_logprobs_BPT=found["policy"][:, None, None],
+        anchor_logprobs_BPT=found["anchor"][:, None, None],
         forward_logprobs_BK=torch.zeros(len(drawn.rows), 4, dtype=torch.float64),
         policy_rewards_BP=rewards_B5[:, :1],
         anchor_rewards_BK=rewards_B5[:, 1:],
     )
-    metrics = jbond_loss(inputs, JBondConfig(gamma=1.0)).metrics
+    metrics = jbond_loss(inputs, JBondConfig(kl="sequence", gamma=1.0)).metrics
     assert metrics["log_ratio_abs_max"] == 0
     assert metrics["loss_regulariser"] == 0
     assert metrics["penalty_rate"] > 0

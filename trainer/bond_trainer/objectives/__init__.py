@@ -1,39 +1,32 @@
-"""Objectives: pure functions from tensors to a loss and metrics, one file each."""
+"""Objectives: pure functions from tensors to a loss and metrics, one file each.
 
-from collections.abc import Callable
-from functools import partial
+    jbond.py   Best-of-2 of a moving anchor, the default
+    bond.py    Best-of-N of an anchor at a fixed N
+    rloo.py    KL-regularised policy gradient
+    gkd.py     on-policy distillation of a teacher
+    winners.py maximum likelihood on logged winners, the first phase
 
-from bond_core.config import JBondConfig
-from bond_core.errors import ConfigError
-from bond_trainer.objectives.jbond import (
-    JBondInputs,
-    ObjectiveOutput,
-    forward_weights,
-    jbond_loss,
-)
+`anchored`, `ranks`, `quantile_reward` and `token_divergences` are their parts.
+"""
+
+from bond_trainer.objectives.anchored import RolloutInputs
+from bond_trainer.objectives.base import ObjectiveOutput
+from bond_trainer.objectives.bond import bond_loss
+from bond_trainer.objectives.gkd import GkdInputs, gkd_loss
+from bond_trainer.objectives.jbond import jbond_loss
+from bond_trainer.objectives.ranks import forward_weights
+from bond_trainer.objectives.rloo import RlooInputs, rloo_loss
 from bond_trainer.objectives.winners import winners_loss
 
 __all__ = [
-    "JBondInputs",
-    "Objective",
+    "GkdInputs",
     "ObjectiveOutput",
-    "build_objective",
+    "RlooInputs",
+    "RolloutInputs",
+    "bond_loss",
     "forward_weights",
+    "gkd_loss",
     "jbond_loss",
+    "rloo_loss",
     "winners_loss",
 ]
-
-Objective = Callable[[JBondInputs], ObjectiveOutput]
-
-
-def build_objective(config: JBondConfig) -> Objective:
-    """The loss function that the configuration names.
-
-    Raises `ConfigError` for settings that no batch can serve.
-    """
-    if config.baseline == "group" and config.num_policy_samples < 2:
-        raise ConfigError(
-            "trainer.objective: baseline 'group' needs num_policy_samples of at least 2, "
-            f"not {config.num_policy_samples}; raise it, or take baseline 'batch'"
-        )
-    return partial(jbond_loss, config=config)

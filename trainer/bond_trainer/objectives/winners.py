@@ -10,7 +10,7 @@ sampling and that all of them competed.
 import torch
 from torch import Tensor
 
-from bond_trainer.objectives.jbond import ObjectiveOutput
+from bond_trainer.objectives.base import ObjectiveOutput
 
 
 def winners_loss(policy_logprobs_R: Tensor) -> ObjectiveOutput:

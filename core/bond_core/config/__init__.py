@@ -20,6 +20,7 @@ from bond_core.config.trainer import (
     GateConfig,
     JBondConfig,
     LoraConfig,
+    SuiteConfig,
     TrainerConfig,
     WinnersConfig,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "ServerConfig",
     "SplitConfig",
     "StoreConfig",
+    "SuiteConfig",
     "TrainerConfig",
     "WinnersConfig",
     "load_config",

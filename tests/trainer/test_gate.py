@@ -241,7 +241,7 @@ def test_a_challenger_that_forgot_is_refused() -> None:
     forgot = replace(kept, challenger_suite_scores=PROMPT_EFFECT - 1 + NOISE[0])
     assert failed(verdict(forgot, config)) == ["suite"]
     [reason] = verdict(forgot, config).reasons
-    assert reason.startswith("v0002 scores -1.0")
+    assert reason.startswith("v0002 scores -0.9819 against the reference on 40 prompts")
     assert reason.endswith("beyond the margin of 0.3, it has forgotten")
     with pytest.raises(ValueError, match="challenger and reference"):
         verdict(replace(kept, reference_suite_scores=None), config)

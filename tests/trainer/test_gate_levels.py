@@ -35,7 +35,7 @@ def first_promotions(differences: npt.NDArray[np.float64], num_before: int = 0) 
     """The gate that promotes first in each run, of `(runs, gates, prompts)` paired differences.
 
     The incumbent stays until then, so every gate before has had no promotions before it. Gates
-    whose t is below 1.7, under every quantile at a level of 5 % and below, cannot pass and are not
+    whose t is below 1.65, under every quantile at a level of 5 % and below, cannot pass and are not
     put to `decide`.
     """
     errors = differences.std(axis=2, ddof=1) / math.sqrt(differences.shape[2])
@@ -45,7 +45,11 @@ def first_promotions(differences: npt.NDArray[np.float64], num_before: int = 0) 
         found.append(None)
         for gate in np.flatnonzero(gates):
             decision = decide(
-                replace(SEEN, challenger_rewards=differences[run, gate]),
+                replace(
+                    SEEN,
+                    challenger_rewards=differences[run, gate],
+                    incumbent_rewards=np.zeros(differences.shape[2]),
+                ),
                 GateConfig(),
                 num_challengers_before=num_before + int(gate),
                 num_promotions_before=0,
@@ -91,7 +95,7 @@ def test_a_real_gain_passes_within_a_stated_number_of_gates(
 def test_after_many_refusals_the_number_of_prompts_that_is_stated_finds_the_gain() -> None:
     level = lond_level(GateConfig().level, 19, 0)
     needed = prompts_needed(level, 0.25)
-    assert needed == 296
+    assert needed == 343
     generator = np.random.default_rng(7)
     differences = generator.normal(size=(400, 1, needed)) + 0.25
     passed = sum(gate is not None for gate in first_promotions(differences, num_before=19))

@@ -21,10 +21,28 @@ class MeanEstimate:
     mean: float
     standard_error: float
     num_units: int
+    skewness: float = 0.0
+    """Third standardised moment of the units."""
 
     def lower(self, alpha: float) -> float:
         """One-sided lower bound: below the true mean with probability 1 - alpha."""
         return self.mean - self._margin(alpha)
+
+    def cautious_lower(self, alpha: float) -> float:
+        """A lower bound that keeps its promise for small alpha and rare large losses too.
+
+        Student's t is exact for normal units and conservative for heavy symmetric tails. Units
+        skewed to the left, many small gains and a few great losses, make it pass too often, ever
+        more as alpha falls. The quantile is then widened by twice the Edgeworth term of a mean's
+        t statistic, skewness * (2 t^2 + 1) / (6 sqrt(n)) (Hall, The Bootstrap and Edgeworth
+        Expansion, 1992, section 2.6): twice, since the skewness of a sample that has seen few of
+        the losses is itself too small. Never above `lower`.
+        """
+        if self.num_units < 2 or self.standard_error == 0:
+            return self.mean
+        t = self._margin(alpha) / self.standard_error
+        edgeworth = max(0.0, -self.skewness) * (2 * t * t + 1) / (6 * math.sqrt(self.num_units))
+        return self.mean - self.standard_error * (t + 2 * edgeworth)
 
     def upper(self, alpha: float) -> float:
         """One-sided upper bound: above the true mean with probability 1 - alpha."""
@@ -48,8 +66,10 @@ def mean_estimate(values: npt.ArrayLike) -> MeanEstimate:
         raise ValueError(f"an interval needs a list of at least 2 values, not shape {units.shape}")
     if not np.isfinite(units).all():
         raise ValueError(f"value {int(np.argmin(np.isfinite(units)))} is not a finite number")
-    error = float(units.std(ddof=1)) / math.sqrt(units.size)
-    return MeanEstimate(float(units.mean()), error, units.size)
+    deviation = float(units.std(ddof=1))
+    mean = float(units.mean())
+    skewness = float(np.mean((units - mean) ** 3)) / deviation**3 if deviation else 0.0
+    return MeanEstimate(mean, deviation / math.sqrt(units.size), units.size, skewness)
 
 
 def clustered_mean(values_PS: npt.ArrayLike) -> MeanEstimate:

@@ -28,13 +28,13 @@ async def test_a_checkpoint_of_other_base_weights_is_refused(tmp_path: Path) -> 
     model = make_policy(tmp_path / "model", seed=0)
     config, prompts = config_of(tmp_path, model), prompts_file(tmp_path)
     async with open_parts(config, prompts) as parts:
-        parts.checkpoints.save(Snapshot(1, parts.fingerprint, {}, {}))
+        parts.checkpoints.save(Snapshot(1, parts.settings, {}, {}))
     async with open_parts(config, prompts) as parts:
-        assert parts.checkpoints.latest(parts.fingerprint) is not None
+        assert parts.checkpoints.latest(parts.settings) is not None
     make_policy(model, seed=1)
     async with open_parts(config, prompts) as parts:
         with pytest.raises(ConfigError):
-            parts.checkpoints.latest(parts.fingerprint)
+            parts.checkpoints.latest(parts.settings)
 
 
 async def test_nothing_is_built_on_a_version_of_another_base(tmp_path: Path) -> None:

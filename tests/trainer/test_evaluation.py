@@ -14,6 +14,7 @@ from bond_trainer.draws import Draws
 from bond_trainer.kl import kl_to_reference
 from bond_trainer.lora import ANCHOR, POLICY, LoraPair
 from bond_trainer.metrics import best_of_n_curve, best_of_n_metrics, policy_metrics
+from bond_trainer.variety import Variety
 
 
 def draws(rewards: list[list[float]], tokens: float = 10, **extra: object) -> Draws:
@@ -25,6 +26,7 @@ def draws(rewards: list[list[float]], tokens: float = 10, **extra: object) -> Dr
         num_tokens_PS=np.full_like(values, tokens),
         distinct_share=1.0,
         truncated_share=0.0,
+        variety=Variety(repeated_share=0.0, identical_share=0.0, distinct_share=1.0),
     )
 
 

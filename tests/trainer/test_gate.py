@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bond_core.config import GateConfig
-from bond_trainer.gate import GateDecision, GateInputs, decide, lond_level
+from bond_core.config import GateConfig, SuiteConfig
+from bond_trainer.gate import GateDecision, decide
+from bond_trainer.gate_inputs import GateInputs
+from bond_trainer.variety import Variety, variety_of
 
 NUM_PROMPTS = 40
 CONFIG = GateConfig(level=0.05, min_gain=0.0, kl_budget_nats=2.0, max_length_ratio=1.5)
@@ -15,7 +18,9 @@ GENERATOR = np.random.default_rng(0)
 PROMPT_EFFECT = GENERATOR.normal(scale=10, size=(NUM_PROMPTS, 1))
 NOISE = GENERATOR.normal(scale=0.2, size=(2, NUM_PROMPTS, 4))
 REFERENCE_NOISE = np.random.default_rng(2).normal(scale=0.2, size=(NUM_PROMPTS, 16))
-CHECKS = ["reward", "kl", "length", "judge", "judge_reference"]
+GUARDS = ["kl", "length", "truncation", "repetition", "identical", "distinct"]
+CHECKS = ["reward", *GUARDS, "judge", "judge_reference"]
+VARIED = Variety(repeated_share=0.05, identical_share=0.02, distinct_share=0.8)
 GOOD = GateInputs(
     challenger="v0002",
     incumbent="v0001",
@@ -24,6 +29,10 @@ GOOD = GateInputs(
     challenger_kl=1.0 + 0.1 * NOISE[0],
     challenger_tokens=np.full((NUM_PROMPTS, 4), 22),
     reference_tokens=np.full((NUM_PROMPTS, 16), 20),
+    challenger_variety=VARIED,
+    reference_variety=VARIED,
+    challenger_truncated_share=0.1,
+    reference_truncated_share=0.1,
     challenger_judge_scores=PROMPT_EFFECT + NOISE[0],
     incumbent_judge_scores=PROMPT_EFFECT + NOISE[1],
     reference_judge_scores=PROMPT_EFFECT + REFERENCE_NOISE,
@@ -42,7 +51,7 @@ def test_a_good_challenger_is_promoted_with_the_figures():
     decision = verdict(GOOD)
     assert decision.promote
     assert [check.name for check in decision.checks] == CHECKS
-    assert len(decision.reasons) == 5
+    assert len(decision.reasons) == len(CHECKS)
     assert decision.level == pytest.approx(0.05 * 6 / math.pi**2)
     gains = 0.5 + (NOISE[0] - NOISE[1]).mean(axis=1)
     assert decision.reward_gain.mean == pytest.approx(gains.mean())
@@ -153,7 +162,7 @@ def test_without_a_judge_there_is_no_such_check():
     )
     decision = verdict(unjudged)
     assert decision.promote
-    assert [check.name for check in decision.checks] == CHECKS[:3]
+    assert [check.name for check in decision.checks] == CHECKS[:7]
     assert decision.judge_gain is None
     assert decision.judge_gain_over_reference is None
     for missing in ("challenger", "incumbent", "reference"):
@@ -170,9 +179,11 @@ def test_all_failures_are_named():
         challenger_kl=np.full(NUM_PROMPTS, 3.0),
         challenger_tokens=np.full(NUM_PROMPTS, 60),
         challenger_judge_scores=PROMPT_EFFECT - 5,
+        challenger_variety=Variety(repeated_share=0.9, identical_share=1.0, distinct_share=0.1),
+        challenger_truncated_share=0.9,
     )
     assert failed(verdict(bad)) == CHECKS
-    assert len(verdict(bad).reasons) == 5
+    assert len(verdict(bad).reasons) == len(CHECKS)
 
 
 def test_unpaired_or_broken_evidence_is_refused():
@@ -182,25 +193,65 @@ def test_unpaired_or_broken_evidence_is_refused():
         verdict(replace(GOOD, challenger_kl=np.full(NUM_PROMPTS, math.nan)))
 
 
-def test_levels_add_up_to_the_whole_level():
-    levels = [lond_level(0.05, before, 0) for before in range(20_000)]
-    assert sum(levels) == pytest.approx(0.05, abs=2e-6)
-    assert sum(levels) < 0.05
-    assert levels == sorted(levels, reverse=True)
-    assert lond_level(0.05, 9, 4) == pytest.approx(5 * levels[9])
-    with pytest.raises(ValueError, match="3 promotions of 2 challengers"):
-        lond_level(0.05, 2, 3)
+def test_a_collapsed_challenger_is_refused_whatever_its_reward() -> None:
+    """One answer to everything: its length, KL and judge may all be in order."""
+    texts = [[f"the parcel number {p} came on day {s}" for s in range(4)] for p in range(40)]
+    one = [["your order is late and we are sorry"] * 4 for _ in range(40)]
+    reference = variety_of(texts)
+    inputs = replace(GOOD, challenger_variety=reference, reference_variety=reference)
+    assert verdict(inputs).promote
+    decision = verdict(replace(inputs, challenger_variety=variety_of(one)))
+    assert failed(decision) == ["identical", "distinct"]
+    assert decision.reasons[0] == (
+        "the share of identical answers to different prompts is 1.000, the reference's 0.000: "
+        "over the limit of 0.2 more"
+    )
+    nearly = [[f"your order is late and we are sorry {p}"] for p in range(40)]
+    assert failed(verdict(replace(inputs, challenger_variety=variety_of(nearly)))) == ["distinct"]
 
 
-def test_challengers_without_gain_are_hardly_ever_promoted():
-    """50 challengers per run: a fixed 5 % would promote one in 92 % of the runs."""
-    generator = np.random.default_rng(1)
-    num_runs, promoted = 40, 0
-    for _ in range(num_runs):
-        for before in range(50):
-            ours, theirs = generator.normal(size=(2, NUM_PROMPTS))
-            inputs = replace(GOOD, challenger_rewards=ours, incumbent_rewards=theirs)
-            if verdict(inputs, before=before).promote:
-                promoted += 1
-                break
-    assert promoted <= 6  # of 40 runs 2 are expected; 7 or more have probability .003
+def test_answers_in_circles_or_without_an_end_are_refused() -> None:
+    circling = replace(VARIED, repeated_share=0.26)
+    assert failed(verdict(replace(GOOD, challenger_variety=circling))) == ["repetition"]
+    assert failed(verdict(replace(GOOD, challenger_truncated_share=0.21))) == ["truncation"]
+    assert failed(verdict(replace(GOOD, challenger_truncated_share=0.19))) == []
+
+
+def test_variety_by_hand() -> None:
+    found = variety_of([["a b c d a b c d", "x"], ["x", "a b"]])
+    assert found.repeated_share == pytest.approx((1 / 5) / 4)
+    # of the 2 x 2 pairs across the two prompts, "x" with "x" is the equal one
+    assert found.identical_share == pytest.approx(1 / 4)
+    # first answers: ab bc cd da ab bc cd and x, 5 of 8 differ; second: x and ab, both
+    assert found.distinct_share == pytest.approx((5 / 8 + 1) / 2)
+    assert variety_of([["aaaaaaa"]]).repeated_share == pytest.approx(3 / 4)  # by characters
+
+
+def test_a_challenger_that_forgot_is_refused() -> None:
+    config = CONFIG.model_copy(
+        update={"suite": SuiteConfig(function="f.py:f", prompts=Path("p"), margin=0.3)}
+    )
+    kept = replace(
+        GOOD,
+        challenger_suite_scores=PROMPT_EFFECT + NOISE[0],
+        reference_suite_scores=PROMPT_EFFECT + REFERENCE_NOISE,
+    )
+    assert verdict(kept, config).promote
+    assert verdict(kept, config).checks[-1].name == "suite"
+    forgot = replace(kept, challenger_suite_scores=PROMPT_EFFECT - 1 + NOISE[0])
+    assert failed(verdict(forgot, config)) == ["suite"]
+    [reason] = verdict(forgot, config).reasons
+    assert reason.startswith("v0002 scores -0.9819 against the reference on 40 prompts")
+    assert reason.endswith("beyond the margin of 0.3, it has forgotten")
+    with pytest.raises(ValueError, match="challenger and reference"):
+        verdict(replace(kept, reference_suite_scores=None), config)
+
+
+def test_what_the_proxy_likes_and_the_judge_does_not_is_refused() -> None:
+    """Reward far up, judge down: over-optimisation, which KL alone does not show."""
+    hacked = replace(
+        GOOD,
+        challenger_rewards=PROMPT_EFFECT + 5 + NOISE[0],
+        challenger_judge_scores=PROMPT_EFFECT - 0.5 + NOISE[0],
+    )
+    assert failed(verdict(hacked)) == ["judge", "judge_reference"]

@@ -17,10 +17,18 @@ from bond_trainer.opening import Parts, open_parts
 from bond_trainer.promotion import incumbent_version
 from bond_trainer.rejected import forget_old_rejected
 
+NO_GUARDS = {
+    "kl_budget_nats": 1000,
+    "max_added_repetition": 1,
+    "max_added_identical": 1,
+    "min_distinct_ratio": 0,
+}
+"""What these tests learn is one answer; `test_poisoned_challengers.py` has the guards on."""
+
 
 @pytest.fixture
 async def parts(tiny_policy_path: Path, tmp_path: Path) -> AsyncIterator[Parts]:
-    config = config_of(tmp_path, tiny_policy_path, gate={"kl_budget_nats": 1000})
+    config = config_of(tmp_path, tiny_policy_path, gate=NO_GUARDS)
     async with open_parts(config, prompts_file(tmp_path)) as opened:
         publish(opened)
         yield opened
@@ -71,7 +79,8 @@ async def test_a_better_policy_becomes_a_challenger_with_its_evidence(
     assert gate["passed"]
     assert gate["reward_gain_lower"] > 0
     assert gate["level"] == pytest.approx(0.05 * 6 / torch.pi**2)
-    names = ["reward", "kl", "length", "judge", "judge_reference"]
+    guards = ["kl", "length", "truncation", "repetition", "identical", "distinct"]
+    names = ["reward", *guards, "judge", "judge_reference"]
     assert [c["name"] for c in gate["checks"]] == names
     judge = record.evaluation["judge_mean"] - record.evaluation["reference"]["judge_mean"]
     assert gate["judge_gain_over_reference"] == pytest.approx(judge)

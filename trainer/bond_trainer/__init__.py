@@ -9,7 +9,8 @@
     objectives/         one file per loss
     held_out.py         the prompts of the gate; reference_draws.py the reference on them
     draws.py            scored samples; metrics.py and kl.py what they say
-    gate.py             the decision; promotion.py writes and proposes the version; probe.py
+    gate.py             the decision; gate_guards.py, gate_levels.py; variety.py, suite.py
+    promotion.py        writes and proposes the version; probe.py
     checkpoints.py      what a restart takes up
     progress.py         what the trainer says of itself
 

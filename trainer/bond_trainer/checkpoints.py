@@ -5,6 +5,7 @@ The last two are kept. It decides what was consumed of the log: rows claimed aft
 again, by the same holder.
 """
 
+import io
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bond_core.errors import ConfigError
+from bond_core.errors import BondError, ConfigError
 
 KEEP = 2
 _TENSORS = "learner.pt"
@@ -32,12 +33,16 @@ class Snapshot:
     """The state of a training run between two steps."""
 
     step: int
-    fingerprint: str
-    """Of the settings that the tensors depend on; a run with others cannot take them up."""
+    settings: Mapping[str, Any]
+    """JSON values that the state depends on; a run with others cannot take it up."""
     learner: Mapping[str, Any]
     """Nested mappings and lists of tensors and plain values: adapters, optimiser."""
     run: Mapping[str, Any]
     """JSON values: phase, counters, the prompt source."""
+
+
+class CheckpointError(BondError):
+    """The disk does not take a checkpoint: full, read-only, or failing."""
 
 
 class Checkpoints:
@@ -47,15 +52,28 @@ class Checkpoints:
         self._directory = directory
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write a checkpoint with the random states of this process; drop all but the newest."""
+        """Write a checkpoint with the random states of this process; drop all but the newest.
+
+        Raises `CheckpointError` if the disk does not take it: those that were there stay.
+        """
+        try:
+            return self._save(snapshot)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {snapshot.step} could not be written to "
+                f"{self._directory}: {error.strerror or error}; the one before stays. Free some "
+                "space there, or make the directory writable"
+            ) from error
+
+    def _save(self, snapshot: Snapshot) -> Path:
         self._directory.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=self._directory))
         try:
             tensors = {"learner": dict(snapshot.learner), "torch_rng": torch.get_rng_state()}
-            torch.save(tensors, temporary / _TENSORS)
+            _write_tensors(tensors, temporary / _TENSORS)
             state = {
                 "step": snapshot.step,
-                "fingerprint": snapshot.fingerprint,
+                "settings": dict(snapshot.settings),
                 "run": dict(snapshot.run),
                 "random": _random_states(),
             }
@@ -71,10 +89,11 @@ class Checkpoints:
             shutil.rmtree(old)
         return final
 
-    def latest(self, fingerprint: str) -> Snapshot | None:
+    def latest(self, settings: Mapping[str, Any]) -> Snapshot | None:
         """The newest complete checkpoint, with this process's random states set to what it saved.
 
-        None if there is none. Raises `ConfigError` if it was made with other settings.
+        None if there is none. Raises `ConfigError` naming every setting that it was made with and
+        that differs now.
         """
         self._remove_leftovers()
         complete = self._complete()
@@ -82,16 +101,17 @@ class Checkpoints:
             return None
         path = complete[-1]
         state = json.loads((path / _STATE).read_text())
-        if state["fingerprint"] != fingerprint:
+        differing = _differing(state.get("settings", {}), settings)
+        if differing:
             raise ConfigError(
-                f"{path} was made with another model, adapter shape or sampling than this "
-                "configuration's: restore the settings, or move the data directory's "
+                f"{path} was made with other settings than this configuration's: "
+                f"{'; '.join(differing)}. Restore them, or move the data directory's "
                 "'checkpoints' away to start a new learner"
             )
         tensors = torch.load(path / _TENSORS, weights_only=True)
         torch.set_rng_state(tensors["torch_rng"])
         _restore_random_states(state["random"])
-        return Snapshot(state["step"], state["fingerprint"], tensors["learner"], state["run"])
+        return Snapshot(state["step"], state["settings"], tensors["learner"], state["run"])
 
     def _put(self, temporary: Path, final: Path) -> None:
         """Rename into place. An earlier checkpoint of the step stands aside until then, so that
@@ -120,6 +140,38 @@ class Checkpoints:
 
 def _is_complete(path: Path) -> bool:
     return (path / _STATE).is_file() and (path / _TENSORS).is_file()
+
+
+def _write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    """Raises `OSError` for a full disk, which torch's own writer reports as `RuntimeError`."""
+    packed = io.BytesIO()
+    torch.save(tensors, packed)
+    path.write_bytes(packed.getbuffer())
+
+
+def _differing(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """`key is present, was saved` of every setting that differs."""
+    before, now = _flat(saved), _flat(present)
+    return [
+        f"{key} is {_shown(now, key)}, was {_shown(before, key)}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in before or key not in now or before[key] != now[key]
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "not set"
 
 
 def _random_states() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from bond_core.errors import BondError, PromptTooLongError, ScoringError
 from bond_core.rewards.base import Scorer
 from bond_core.types import Conversation, Generation, SamplingParams
 from bond_trainer.rollouts import Draw, sample, score_each
+from bond_trainer.variety import Variety, variety_of
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -37,6 +38,8 @@ class Draws:
     """Different texts among the samples of a prompt, over their number, averaged."""
     truncated_share: float
     """Answers that were cut at `max_tokens`."""
+    variety: Variety
+    """Within and across the answers, over all prompts."""
     generations: tuple[Generation, ...] = ()
     """The samples themselves; not kept for cached draws."""
 
@@ -86,6 +89,7 @@ async def draw_scored(
         truncated_share=float(
             np.mean([c.finish_reason == "length" for row in completions for c in row])
         ),
+        variety=variety_of([[c.text for c in row] for row in completions]),
         generations=tuple(generations),
     )
 

@@ -1,18 +1,10 @@
 """The gate: whether a challenger may replace the incumbent. A pure function of its evidence.
 
-The reward has to be shown to rise, at a level that an online rule sets over all challengers to
-come: a fixed 5 % would promote one of many challengers without gain sooner or later. LOND
-(Javanmard and Montanari, "On online control of false discovery rate", arXiv 1502.06197) tests the
-i-th challenger at
-
-    alpha_i = beta_i * (D + 1),    beta_i = level * 6 / (pi^2 * i^2),    sum of beta_i = level
-
-with D the promotions before it. While no challenger has any gain, the probability of ever
-promoting one is at most `level`; as true promotions accumulate, the tests grow milder and it is
-the share of false promotions that stays below `level`.
+Three kinds of checks: the reward has to be shown to rise, at a level that falls from challenger to
+challenger (`gate_levels`); the judge and the user's suite must not be lost; and guards bound KL,
+length, truncation, repetition and sameness of the answers (`gate_guards`).
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,38 +12,16 @@ import numpy.typing as npt
 
 from bond_core.config import GateConfig
 from bond_core.intervals import MeanEstimate, clustered_mean, paired_difference
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateInputs:
-    """Fresh samples of challenger and incumbent on the gate half of the held-out prompts.
-
-    Arrays are `(prompts, samples)`, or `(prompts,)`; row i of each answers prompt i.
-    """
-
-    challenger: str
-    incumbent: str
-    challenger_rewards: npt.ArrayLike
-    incumbent_rewards: npt.ArrayLike
-    challenger_kl: npt.ArrayLike
-    """Estimates of KL(challenger || reference) in nats per answer."""
-    challenger_tokens: npt.ArrayLike
-    """Lengths of the challenger's answers."""
-    reference_tokens: npt.ArrayLike
-    challenger_judge_scores: npt.ArrayLike | None = None
-    """Scores of a second scorer that training never sees; None without one."""
-    incumbent_judge_scores: npt.ArrayLike | None = None
-    reference_judge_scores: npt.ArrayLike | None = None
-    """`(prompts, samples)`, at least two samples: their spread is the unit of the margin."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateCheck:
-    """One requirement, whether it is met, and the figures in a sentence."""
-
-    name: str
-    passed: bool
-    sentence: str
+from bond_trainer.gate_guards import (
+    distinct_check,
+    identical_check,
+    kl_check,
+    length_check,
+    repetition_check,
+    truncation_check,
+)
+from bond_trainer.gate_inputs import GateCheck, GateInputs
+from bond_trainer.gate_levels import lond_level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +40,7 @@ class GateDecision:
     judge_gain: MeanEstimate | None
     """Over the incumbent."""
     judge_gain_over_reference: MeanEstimate | None
+    suite_gain_over_reference: MeanEstimate | None
 
     @property
     def reasons(self) -> list[str]:
@@ -84,17 +55,6 @@ class _Judged:
     over_incumbent: MeanEstimate
     over_reference: MeanEstimate
     reference_deviation: float
-
-
-def lond_level(level: float, num_challengers_before: int, num_promotions_before: int) -> float:
-    """alpha_i of the next challenger."""
-    if not 0 <= num_promotions_before <= num_challengers_before:
-        raise ValueError(
-            f"{num_promotions_before} promotions of {num_challengers_before} challengers"
-        )
-    order = num_challengers_before + 1
-    share = level * 6 / (math.pi * order) ** 2
-    return share * (num_promotions_before + 1)
 
 
 def decide(
@@ -112,15 +72,19 @@ def decide(
     """
     level = lond_level(config.level, num_challengers_before, num_promotions_before)
     gain = paired_difference(inputs.challenger_rewards, inputs.incumbent_rewards)
-    gain_lower = gain.lower(level)
+    gain_lower = gain.cautious_lower(level)
     kl = clustered_mean(inputs.challenger_kl)
     kl_upper = kl.upper(config.level)
     length = clustered_mean(inputs.challenger_tokens).mean
     ratio = length / clustered_mean(inputs.reference_tokens).mean
     checks = [
         _reward_check(inputs, config, gain, gain_lower, level),
-        _kl_check(config, kl, kl_upper),
-        _length_check(config, ratio),
+        kl_check(config, kl, kl_upper),
+        length_check(config, ratio),
+        truncation_check(inputs, config),
+        repetition_check(inputs, config),
+        identical_check(inputs, config),
+        distinct_check(inputs, config),
     ]
     judged = _judged(inputs)
     if judged is not None:
@@ -128,6 +92,9 @@ def decide(
             _judge_check(inputs, config, judged.over_incumbent),
             _judge_reference_check(inputs, config, judged),
         ]
+    suite = _suite_gain(inputs)
+    if suite is not None:
+        checks.append(_suite_check(inputs, config, suite))
     return GateDecision(
         promote=all(check.passed for check in checks),
         checks=tuple(checks),
@@ -139,6 +106,7 @@ def decide(
         length_ratio=ratio,
         judge_gain=judged.over_incumbent if judged else None,
         judge_gain_over_reference=judged.over_reference if judged else None,
+        suite_gain_over_reference=suite,
     )
 
 
@@ -152,26 +120,6 @@ def _reward_check(
         f"reward of {inputs.challenger} minus {inputs.incumbent} on {gain.num_units} prompts is "
         f"{gain.mean:+.4g}, lower bound {lower:+.4g} at level {level:.3g}: "
         f"{'above' if passed else 'not above'} the smallest gain {config.min_gain:g}",
-    )
-
-
-def _kl_check(config: GateConfig, kl: MeanEstimate, upper: float) -> GateCheck:
-    passed = upper <= config.kl_budget_nats
-    return GateCheck(
-        "kl",
-        passed,
-        f"KL to the reference is {kl.mean:.3f} nats, upper bound {upper:.3f}: "
-        f"{'within' if passed else 'over'} the budget of {config.kl_budget_nats:g}",
-    )
-
-
-def _length_check(config: GateConfig, ratio: float) -> GateCheck:
-    passed = ratio <= config.max_length_ratio
-    return GateCheck(
-        "length",
-        passed,
-        f"answers are {ratio:.2f} times as long as the reference's: "
-        f"{'within' if passed else 'over'} the limit of {config.max_length_ratio:g}",
     )
 
 
@@ -211,6 +159,31 @@ def _judged(inputs: GateInputs) -> _Judged | None:
         paired_difference(ours, theirs),
         paired_difference(ours, reference),
         _deviation_within_prompts(reference),
+    )
+
+
+def _suite_gain(inputs: GateInputs) -> MeanEstimate | None:
+    """The challenger's mean score on the suite minus the reference's."""
+    ours, theirs = inputs.challenger_suite_scores, inputs.reference_suite_scores
+    if ours is None and theirs is None:
+        return None
+    if ours is None or theirs is None:
+        raise ValueError("the suite has to be scored for challenger and reference, or neither")
+    return paired_difference(ours, theirs)
+
+
+def _suite_check(inputs: GateInputs, config: GateConfig, gain: MeanEstimate) -> GateCheck:
+    """Against the fixed end, as for the judge: a little lost at each promotion adds up."""
+    if config.suite is None:
+        raise ValueError("suite scores without trainer.gate.suite, which states the margin")
+    lower = gain.lower(config.level)
+    passed = lower >= -config.suite.margin
+    return GateCheck(
+        "suite",
+        passed,
+        f"{inputs.challenger} scores {gain.mean:+.4g} against the reference on {gain.num_units} "
+        f"prompts of the suite, lower bound {lower:+.4g}: {'within' if passed else 'beyond'} the "
+        f"margin of {config.suite.margin:g}{'' if passed else ', it has forgotten'}",
     )
 
 

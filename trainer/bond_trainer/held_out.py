@@ -111,7 +111,9 @@ def held_out_openings(config: BondConfig) -> frozenset[str]:
     """First messages of the configured held-out files: never learned from, whatever the split
     says of them."""
     evaluation = config.trainer.evaluation
-    files = [f for f in (evaluation.gate_prompts, evaluation.report_prompts) if f is not None]
+    suite = config.trainer.gate.suite
+    named = (evaluation.gate_prompts, evaluation.report_prompts, suite and suite.prompts)
+    files = [f for f in named if f is not None]
     return frozenset(opening(messages) for file in files for messages in read_prompts(file))
 
 

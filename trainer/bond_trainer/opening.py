@@ -2,14 +2,13 @@
 
 import asyncio
 import fcntl
-import hashlib
-import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +29,7 @@ from bond_trainer.learner import Learner
 from bond_trainer.lora import LoraPair
 from bond_trainer.promotion import Proposer
 from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
+from bond_trainer.suite import Suite, read_suite, suite_scorer
 from bond_trainer.teacher import load_active_teacher, open_teacher
 
 LEASE = "trainer"
@@ -47,7 +47,8 @@ class Parts:
     learner: Learner
     scorers: Scorers
     checkpoints: Checkpoints
-    fingerprint: str
+    settings: Mapping[str, Any]
+    """What a checkpoint has to have in common with this run."""
     source: PromptSource
     held_out: HeldOutSource
     proposer: Proposer
@@ -93,7 +94,9 @@ async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIter
             await _open_scorer(stack, config.judge) if config.judge else None,
             await _open_scorer(stack, config.gold) if config.gold else None,
         )
-        proposer = Proposer(config, store, engine, learner, scorers)
+        proposer = Proposer(
+            config, store, engine, learner, scorers, await _open_suite(stack, config)
+        )
         await proposer.check_incumbent()
         openings = held_out_openings(config)
         pool = new_pool(config.trainer, openings)
@@ -105,7 +108,7 @@ async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIter
             learner=learner,
             scorers=scorers,
             checkpoints=Checkpoints(config.checkpoints_dir),
-            fingerprint=_fingerprint(config, engine),
+            settings=_settings(config, engine),
             source=LogPrompts(store, pool, run_id, config.trainer.claim_lease_s)
             if prompts_file is None
             else FilePrompts(prompts_file, engine, pool),
@@ -147,6 +150,13 @@ async def _open_scorer(stack: AsyncExitStack, config: ScorerConfig) -> Scorer:
     return scorer
 
 
+async def _open_suite(stack: AsyncExitStack, config: BondConfig) -> Suite | None:
+    suite = config.trainer.gate.suite
+    if suite is None:
+        return None
+    return read_suite(config, suite, await _open_scorer(stack, suite_scorer(suite)))
+
+
 async def _take_lease(store: Store, run_id: str) -> None:
     if not await store.leases.acquire(LEASE, run_id, LEASE_TTL_S):
         raise StoreUnavailableError(
@@ -184,12 +194,19 @@ def _run_id(directory: Path) -> str:
     return run_id
 
 
-def _fingerprint(config: BondConfig, engine: LocalEngine) -> str:
-    """Of what a checkpoint's tensors depend on; rates, schedules and weights may be changed."""
-    values = {
+def _settings(config: BondConfig, engine: LocalEngine) -> dict[str, Any]:
+    """What a checkpoint's state has a meaning under: the weights that it is a delta to, the shape
+    of its tensors, the law of its samples, the kind of its loss and the seed of its draws.
+
+    Rates, weights of terms, schedules, scorers and the gate may be changed between two runs.
+    """
+    return {
         "model": engine.info.base_revision,
         "tokenizer": engine.info.tokenizer_sha256,
-        "lora": config.trainer.lora.model_dump(mode="json"),
+        "trainer": {
+            "seed": config.trainer.seed,
+            "lora": config.trainer.lora.model_dump(mode="json"),
+            "objective": {"type": config.trainer.objective.type},
+        },
         "sampling": config.sampling.model_dump(mode="json"),
     }
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -27,7 +27,8 @@ from bond_core.intervals import MeanEstimate
 from bond_core.store import EvaluationRecord, PolicyRecord, Store
 from bond_core.types import REFERENCE_VERSION, PolicyState
 from bond_trainer.draws import Draws, FloatArray, Scorers, draw_scored
-from bond_trainer.gate import GateDecision, GateInputs, decide
+from bond_trainer.gate import GateDecision, decide
+from bond_trainer.gate_inputs import GateInputs
 from bond_trainer.held_out import HeldOut
 from bond_trainer.kl import kl_to_reference
 from bond_trainer.learner import Learner
@@ -36,6 +37,7 @@ from bond_trainer.metrics import best_of_n_metrics, policy_metrics
 from bond_trainer.probe import choose_probe
 from bond_trainer.rejected import forget_old_rejected
 from bond_trainer.rollouts import derived_seed
+from bond_trainer.suite import Suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Evidence:
     kl_PS: FloatArray
     """The challenger's KL to the reference, nats per answer."""
     held_out: HeldOut
+    suite_PS: tuple[FloatArray, FloatArray] | None
+    """The user's suite: scores of the challenger and of the reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Proposer:
     """Holds the learner's policy under the name `policy`."""
     learner: Learner
     scorers: Scorers
+    suite: Suite | None = None
+    """The user's check for forgetting."""
 
     async def propose(
         self, step: int, held_out: HeldOut, log_window: Mapping[str, int]
@@ -128,8 +134,9 @@ class Proposer:
             ours.generations,
             self.config.sampling.temperature,
         )
+        suite = await self.suite.scores(self.engine, POLICY, step) if self.suite else None
         version = await self.store.policies.next_version()
-        return Evidence(version, step, incumbent.version, ours, theirs, kl_PS, held_out)
+        return Evidence(version, step, incumbent.version, ours, theirs, kl_PS, held_out, suite)
 
     async def _load_only(self, incumbent: PolicyRecord) -> None:
         """Hold the incumbent's weights in the trainer's engine, and no older version's."""
@@ -144,7 +151,8 @@ class Proposer:
 
     async def _decide(self, evidence: Evidence) -> GateDecision:
         tested = [p for p in await self.store.policies.all() if p.version != REFERENCE_VERSION]
-        ours, theirs = evidence.ours, evidence.theirs
+        ours, theirs, reference = evidence.ours, evidence.theirs, evidence.held_out.reference
+        our_suite, reference_suite = evidence.suite_PS or (None, None)
         return decide(
             GateInputs(
                 challenger=evidence.version,
@@ -153,10 +161,16 @@ class Proposer:
                 incumbent_rewards=theirs.rewards_PS,
                 challenger_kl=evidence.kl_PS,
                 challenger_tokens=ours.num_tokens_PS,
-                reference_tokens=evidence.held_out.reference.num_tokens_PS,
+                reference_tokens=reference.num_tokens_PS,
+                challenger_variety=ours.variety,
+                reference_variety=reference.variety,
+                challenger_truncated_share=ours.truncated_share,
+                reference_truncated_share=reference.truncated_share,
                 challenger_judge_scores=ours.judge_PS,
                 incumbent_judge_scores=theirs.judge_PS,
-                reference_judge_scores=evidence.held_out.reference.judge_PS,
+                reference_judge_scores=reference.judge_PS,
+                challenger_suite_scores=our_suite,
+                reference_suite_scores=reference_suite,
             ),
             self.config.trainer.gate,
             num_challengers_before=len(tested),
@@ -236,6 +250,7 @@ def _gate_evidence(decision: GateDecision) -> dict[str, Any]:
         "kl_upper_nats": decision.kl_upper_nats,
         "judge_gain": _mean(decision.judge_gain),
         "judge_gain_over_reference": _mean(decision.judge_gain_over_reference),
+        "suite_gain_over_reference": _mean(decision.suite_gain_over_reference),
         "checks": [
             {"name": check.name, "passed": check.passed, "sentence": check.sentence}
             for check in decision.checks

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ import numpy as np
 from bond_core.engines.base import Engine
 from bond_core.types import REFERENCE_VERSION, Message, SamplingParams
 from bond_trainer.draws import Draws, FloatArray, Scorers, draw_scored
+from bond_trainer.variety import Variety
+
+_FORMAT = 2
+"""Of the kept files; others are drawn anew."""
 
 
 async def reference_draws(
@@ -54,6 +59,7 @@ def _fingerprint(
     sources: Sequence[Path],
 ) -> str:
     circumstances = [
+        _FORMAT,
         engine.info.base_model,
         engine.info.base_revision,
         engine.info.tokenizer_sha256,
@@ -84,6 +90,7 @@ def _write(path: Path, draws: Draws) -> None:
         "num_tokens": draws.num_tokens_PS.tolist(),
         "distinct_share": draws.distinct_share,
         "truncated_share": draws.truncated_share,
+        "variety": asdict(draws.variety),
     }
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(values))
@@ -99,6 +106,7 @@ def _read(path: Path) -> Draws:
         num_tokens_PS=np.array(values["num_tokens"]),
         distinct_share=values["distinct_share"],
         truncated_share=values["truncated_share"],
+        variety=Variety(**values["variety"]),
     )
 
 

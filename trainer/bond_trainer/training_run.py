@@ -10,7 +10,7 @@ from bond_core.config import FixedBondConfig, GkdConfig
 from bond_core.errors import ScoringError
 from bond_core.store import PolicyRecord
 from bond_core.types import REFERENCE_VERSION
-from bond_trainer.checkpoints import Snapshot
+from bond_trainer.checkpoints import CheckpointError, Snapshot
 from bond_trainer.draws import UnusablePromptsError
 from bond_trainer.learner import StepReport
 from bond_trainer.lora import ANCHOR, POLICY
@@ -27,6 +27,10 @@ LOG_EVERY_STEPS = 10
 
 MAX_SCORING_FAILURES = 10
 """Failed batches in a row after which the run gives up: the scorer is broken, not one answer."""
+
+MAX_CHECKPOINT_FAILURES = 3
+"""Checkpoints in a row that the disk refused, after which the run ends: what it learns would be
+lost."""
 
 
 @dataclass(slots=True)
@@ -52,6 +56,10 @@ class TrainingRun:
     """Batches and evaluations in a row of which nothing could be scored."""
     left_out: Counter[str] = field(default_factory=Counter[str])
     """Prompts that were taken but gave no rollouts, by reason."""
+    checkpoint_failures: int = 0
+    """Checkpoints in a row that could not be written."""
+    checkpoint_error: str | None = None
+    """Why the last one could not; shown until one is written."""
     evaluation_error: str | None = None
     """Why the last evaluation failed; shown until one succeeds."""
 
@@ -144,7 +152,7 @@ class TrainingRun:
 
     def _record(self, report: StepReport, cost: RolloutCost) -> None:
         self.progress.step = self.step
-        self.progress.error = self.evaluation_error
+        self.progress.error = self.checkpoint_error or self.evaluation_error
         self.progress.record_metrics("train", report.metrics)
         self.progress.record_metrics(
             "seconds",
@@ -188,7 +196,8 @@ class TrainingRun:
             logger.info("step %d: too few held-out prompts to evaluate on", self.step)
             self._checkpoint()
             return
-        self.evaluation_error = self.progress.error = None
+        self.evaluation_error = None
+        self.progress.error = self.checkpoint_error
         self.proposed_at = self.step
         logger.info("%s is %s: %s", record.version, record.state, record.reason)
         scalars = {k: v for k, v in record.evaluation.items() if isinstance(v, int | float)}
@@ -247,10 +256,21 @@ class TrainingRun:
             "left_out": dict(self.left_out),
         }
         state = self.parts.learner.state()
-        self.parts.checkpoints.save(Snapshot(self.step, self.parts.fingerprint, state, run))
+        try:
+            self.parts.checkpoints.save(Snapshot(self.step, self.parts.settings, state, run))
+        except CheckpointError as error:
+            self.checkpoint_failures += 1
+            self.checkpoint_error = self.progress.error = str(error)
+            logger.error("%s", error)
+            if self.checkpoint_failures >= MAX_CHECKPOINT_FAILURES:
+                raise
+            return
+        if self.checkpoint_error is not None:
+            self.progress.error = self.evaluation_error
+        self.checkpoint_error, self.checkpoint_failures = None, 0
 
     async def _resume(self) -> None:
-        snapshot = self.parts.checkpoints.latest(self.parts.fingerprint)
+        snapshot = self.parts.checkpoints.latest(self.parts.settings)
         if snapshot is None:
             return
         self.parts.learner.restore(snapshot.learner)

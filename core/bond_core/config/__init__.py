@@ -27,6 +27,7 @@ from bond_core.config.trainer import (
     EvaluationConfig,
     GateConfig,
     LoraConfig,
+    SuiteConfig,
     TrainerConfig,
     WinnersConfig,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "ServerConfig",
     "SplitConfig",
     "StoreConfig",
+    "SuiteConfig",
     "TrainerConfig",
     "WinnersConfig",
     "load_config",

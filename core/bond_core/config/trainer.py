@@ -59,6 +59,21 @@ class EvaluationConfig(Section):
     """While the held-out half has fewer prompts, nothing is evaluated or proposed."""
 
 
+class SuiteConfig(Section):
+    """A suite of the user's own: what the policy must not forget while it learns."""
+
+    function: str = Field(pattern=r"^.+:[A-Za-z_]\w*$")
+    """`path/to/file.py:function` or `package.module:function`, called as a function scorer is; a
+    higher score is a better answer."""
+    prompts: Path
+    """JSON lines of the suite's prompts; never learned from."""
+    margin: float = Field(default=0.1, ge=0)
+    """How far below the reference the lower bound of the challenger's mean score may be, in the
+    function's own unit."""
+    timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Seconds that one call of the function may take."""
+
+
 class GateConfig(Section):
     """What a challenger has to show on the gate half of the held-out prompts."""
 
@@ -73,6 +88,17 @@ class GateConfig(Section):
     judge_margin: float = Field(default=0.25, ge=0)
     """How far below the reference the lower bound of the judge's mean may be, in standard
     deviations of the judge's scores of the reference's answers to one prompt."""
+    max_added_repetition: float = Field(default=0.2, ge=0, le=1)
+    """How much more of an answer may repeat itself (share of 4-grams) than in the reference's."""
+    max_added_identical: float = Field(default=0.2, ge=0, le=1)
+    """How much more often answers to different prompts may be the same than the reference's; 1
+    where one answer may be right for every prompt."""
+    min_distinct_ratio: float = Field(default=0.5, ge=0, le=1)
+    """Smallest share of different word pairs across prompts, over the reference's; 0 for none."""
+    max_added_truncation: float = Field(default=0.1, ge=0, le=1)
+    """How much larger the share of answers cut at the token limit may be than the reference's."""
+    suite: SuiteConfig | None = None
+    """Optional check for forgetting."""
 
 
 class TrainerConfig(Section):

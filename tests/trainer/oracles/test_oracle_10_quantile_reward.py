@@ -1,0 +1,167 @@
+"""Oracle 10: the quantile reward from k samples, its mean, and the bias that k leaves."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from bond_core.best_of_n_law import r_bond
+from bond_trainer.objectives.quantile_reward import (
+    quantile_reward,
+    quantile_reward_floor,
+    quantile_reward_of,
+    scores_tie,
+    tied_quantile_reward,
+)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("k", [1, 2, 4, 8, 32])
+def test_oracle_10_mean_is_the_truncated_series_of_the_logarithm(p: float, k: int):
+    counts = np.arange(k + 1)
+    rewards = quantile_reward(torch.from_numpy(counts), k).numpy()
+    mean = float(binom.pmf(counts, k, p) @ rewards)
+    assert mean == pytest.approx(-sum((1 - p) ** j / j for j in range(1, k + 1)), abs=1e-10)
+
+
+@pytest.mark.parametrize(("k", "mean"), [(2, -0.625), (4, -0.682292), (8, -0.692750)])
+def test_oracle_10_mean_at_the_median(k: int, mean: float):
+    counts = np.arange(k + 1)
+    rewards = quantile_reward(torch.from_numpy(counts), k).numpy()
+    assert float(binom.pmf(counts, k, 0.5) @ rewards) == pytest.approx(mean, abs=5.1e-7)
+
+
+def test_oracle_10_harmonic_differences_are_finite():
+    assert quantile_reward(torch.tensor([0, 1, 2]), 2).tolist() == [-1.5, -0.5, 0]
+    assert float(quantile_reward(torch.tensor([0]), 16)) == pytest.approx(quantile_reward_floor(16))
+    k = 10
+    counts = torch.arange(k + 1)
+    psi = torch.digamma(counts.double() + 1) - torch.digamma(torch.tensor(k + 1.0).double())
+    torch.testing.assert_close(quantile_reward(counts, k), psi, rtol=0, atol=1e-12)
+
+
+def stationary(k: int, n: int, estimate: Callable[[np.ndarray, int], np.ndarray]) -> float:
+    """Mean quantile where the backward term rests if `estimate(m, k)` stands for log p_le."""
+    nodes, weights = np.polynomial.legendre.leggauss(160)
+    u, weights = (nodes + 1) / 2, weights / 2
+    counts = np.arange(k + 1)
+    mean_reward = binom.pmf(counts[None], k, u[:, None]) @ estimate(counts, k)
+    density = np.exp((n - 1) * mean_reward)
+    return float(weights @ (density * u) / (weights @ density))
+
+
+def psi(counts: np.ndarray, k: int) -> np.ndarray:
+    return quantile_reward(torch.from_numpy(counts), k).numpy()
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "quantile"),
+    [
+        (8, 2, 0.8828),
+        (8, 4, 0.8882),
+        (8, 8, 0.8889),
+        (8, 16, 0.8889),
+        (8, 32, 0.8889),
+        (2, 16, 0.6640),
+        (4, 16, 0.7999),
+    ],
+)
+def test_oracle_10_bias_of_continuous_scores(n: int, k: int, quantile: float):
+    found = stationary(k, n, psi)
+    assert found == pytest.approx(quantile, abs=6e-5)
+    assert found <= n / (n + 1) + 1e-9  # the truncated series lies above the logarithm
+
+
+def test_oracle_10_other_estimators_are_further_off():
+    def half_floor(counts: np.ndarray, k: int) -> np.ndarray:
+        return np.log(np.maximum(counts, 0.5) / k)
+
+    def add_one(counts: np.ndarray, k: int) -> np.ndarray:
+        return np.log((counts + 1) / (k + 1))
+
+    assert stationary(16, 8, half_floor) == pytest.approx(0.8925, abs=6e-5)
+    assert stationary(16, 8, add_one) == pytest.approx(0.8854, abs=6e-5)
+
+
+def binary_accuracy(a: float, n: int, k: int, estimate: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """P(correct) where the backward term rests, for a reference that is right with chance a."""
+    num_wrong = torch.arange(k + 1)
+    chances = binom.pmf(num_wrong.numpy(), k, 1 - a)
+    everything = torch.full_like(num_wrong, k)
+    wrong = float(chances @ estimate(torch.zeros_like(num_wrong), num_wrong).numpy())
+    right = float(chances @ estimate(num_wrong, everything).numpy())
+    odds = a / (1 - a) * math.exp((n - 1) * (right - wrong))
+    return odds / (1 + odds)
+
+
+@pytest.mark.parametrize(
+    ("k", "continuous", "tied"),
+    [(2, 0.7048, 0.9087), (4, 0.7137, 0.9064), (8, 0.7141, 0.9034), (16, 0.7141, 0.9017), (32, 0.7141, 0.9008)],
+)
+def test_oracle_10_binary_scores_need_the_tie_factor(k: int, continuous: float, tied: float):
+    a, n = 0.25, 8
+    exact = 1 - (1 - a) ** n
+    assert exact == pytest.approx(0.9, abs=2e-4)
+    without = binary_accuracy(a, n, k, lambda _, m: quantile_reward(m, k))
+    assert without == pytest.approx(continuous, abs=6e-5)
+    with_factor = binary_accuracy(a, n, k, lambda w, m: tied_quantile_reward(w, m, k, n))
+    assert with_factor == pytest.approx(tied, abs=6e-5)
+    assert abs(with_factor - exact) < 0.01
+
+
+def test_oracle_10_factor_b_beside_the_plain_plug_in():
+    """With p_le itself by its share the accuracy is further off at every k: .9084 at 16."""
+
+    def plain(worse: Tensor, not_better: Tensor) -> Tensor:
+        p_le = not_better.double().clamp(min=0.5) / 16
+        ratio = worse.double() / 16 / p_le
+        return p_le.log() + sum(ratio**i for i in range(8)).log() / 7
+
+    assert binary_accuracy(0.25, 8, 16, plain) == pytest.approx(0.9084, abs=6e-5)
+
+
+@pytest.mark.parametrize("n", [2, 5, 16])
+def test_oracle_10_many_samples_give_r_bond(n: int):
+    """Counts in proportion to the reference's law reproduce its reward."""
+    probs, rewards, k = np.array([0.4, 0.25, 0.2, 0.15]), np.array([1.0, 0.0, 1.0, 3.0]), 20_000
+    reference = np.repeat(rewards, (probs * k).astype(int))
+    found = quantile_reward_of(
+        torch.from_numpy(rewards)[None], torch.from_numpy(reference)[None], n, "tied"
+    )
+    assert found[0].numpy() == pytest.approx(r_bond(probs, rewards, n), abs=2e-4)
+
+
+def test_estimator_follows_the_ties_that_are_there():
+    own, anchors = torch.tensor([[0.5], [9.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert not scores_tie(own, anchors)
+    tied = anchors.clone()
+    tied[1, 1] = 3.0
+    assert scores_tie(own, tied)
+    assert scores_tie(torch.tensor([[1.0], [9.0]]), anchors)
+    assert scores_tie(own, anchors, "tied")
+    assert not scores_tie(own, tied, "continuous")
+    # one reward in two prompts is no tie
+    assert not scores_tie(torch.tensor([[7.0], [7.0]]), anchors)
+    torch.testing.assert_close(
+        quantile_reward_of(own, anchors, 4), torch.tensor([[-1.5], [0.0]]).double()
+    )
+    # a sample that beats all of k without a tie has B = n; one that is worse than all has B = 1
+    torch.testing.assert_close(
+        quantile_reward_of(own, anchors, 4, "tied"),
+        torch.tensor([[-1.5], [math.log(4) / 3]]).double(),
+    )
+
+
+def test_counts_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="between 0 and 4, not 5 to 5"):
+        quantile_reward(torch.tensor([5]), 4)
+    with pytest.raises(ValueError, match="at least 1 reference sample"):
+        quantile_reward(torch.tensor([0]), 0)
+    with pytest.raises(ValueError, match="counts are swapped"):
+        tied_quantile_reward(torch.tensor([3]), torch.tensor([2]), 4, 2)
+    with pytest.raises(ValueError, match="n of at least 2"):
+        tied_quantile_reward(torch.tensor([0]), torch.tensor([2]), 4, 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bond_core.best_of_n_law import best_of_n_probabilities, reward_quantiles
 from bond_core.config import JBondConfig
+from bond_trainer.objectives.jbond import JBondInputs
 
 NUM_TOKENS = 3
 ANSWERS = list(itertools.product(range(NUM_TOKENS), repeat=2))
@@ -108,3 +109,16 @@ def expected_gradient(
             per_draw = grads * len(draws) * probability_B.unsqueeze(-1)
             coefficients.index_add_(0, answers.flatten(), per_draw.flatten())
     return torch.autograd.grad(policy, logits, grad_outputs=coefficients)[0]
+
+
+def toy_jbond_inputs(
+    policy: Tensor, anchor: Tensor, rewards: Tensor, y_BP: Tensor, anchors_BK: Tensor
+) -> JBondInputs:
+    """Inputs of J-BOND's loss for drawn answers, by index into laws over all answers."""
+    return JBondInputs(
+        policy_logprobs_BP=policy[y_BP],
+        anchor_logprobs_BP=anchor[y_BP],
+        forward_logprobs_BK=policy[anchors_BK],
+        policy_rewards_BP=rewards[y_BP],
+        anchor_rewards_BK=rewards[anchors_BK],
+    )

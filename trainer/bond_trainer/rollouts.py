@@ -54,6 +54,8 @@ class RolloutCost:
     score_s: float
     num_tokens: int
     """Tokens drawn."""
+    num_samples: int = 0
+    """Completions drawn, those of prompts left out after drawing included."""
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     """Prompts that gave no rollouts, by reason: `too_long`, `scoring_failed`."""
 
@@ -192,7 +194,12 @@ async def collect(
                 RolloutGroup(a.prompt_token_ids, _rollouts(p, result[1]), _rollouts(a, result[0]))
             )
     num_tokens = sum(len(r.token_ids) for g in groups for r in (*g.policy, *g.anchor))
-    return groups, RolloutCost(generated - started, scored - generated, num_tokens, +left_out)
+    num_samples = sum(
+        len(drawn.completions) for drawn in (*anchor, *policy) if isinstance(drawn, Generation)
+    )
+    return groups, RolloutCost(
+        generated - started, scored - generated, num_tokens, num_samples, +left_out
+    )
 
 
 def _rollouts(generation: Generation, scores: Sequence[float]) -> tuple[Rollout, ...]:

@@ -87,7 +87,9 @@ def test_oracle_10_other_estimators_are_further_off():
     assert stationary(16, 8, add_one) == pytest.approx(0.8854, abs=6e-5)
 
 
-def binary_accuracy(a: float, n: int, k: int, estimate: Callable[[Tensor, Tensor], Tensor]) -> float:
+def binary_accuracy(
+    a: float, n: int, k: int, estimate: Callable[[Tensor, Tensor], Tensor]
+) -> float:
     """P(correct) where the backward term rests, for a reference that is right with chance a."""
     num_wrong = torch.arange(k + 1)
     chances = binom.pmf(num_wrong.numpy(), k, 1 - a)
@@ -100,7 +102,13 @@ def binary_accuracy(a: float, n: int, k: int, estimate: Callable[[Tensor, Tensor
 
 @pytest.mark.parametrize(
     ("k", "continuous", "tied"),
-    [(2, 0.7048, 0.9087), (4, 0.7137, 0.9064), (8, 0.7141, 0.9034), (16, 0.7141, 0.9017), (32, 0.7141, 0.9008)],
+    [
+        (2, 0.7048, 0.9087),
+        (4, 0.7137, 0.9064),
+        (8, 0.7141, 0.9034),
+        (16, 0.7141, 0.9017),
+        (32, 0.7141, 0.9008),
+    ],
 )
 def test_oracle_10_binary_scores_need_the_tie_factor(k: int, continuous: float, tied: float):
     a, n = 0.25, 8

@@ -146,3 +146,16 @@ def expected_gradient(
                 quantity, logits, grad_outputs=coefficients, retain_graph=True
             )[0]
     return total
+
+
+def toy_jbond_inputs(
+    policy: Tensor, anchor: Tensor, rewards: Tensor, y_BP: Tensor, anchors_BK: Tensor
+) -> RolloutInputs:
+    """Inputs of J-BOND's loss for drawn answers, by index into laws over all answers."""
+    return RolloutInputs(
+        policy_logprobs_BPT=policy[y_BP].unsqueeze(-1),
+        anchor_logprobs_BPT=anchor[y_BP].unsqueeze(-1),
+        forward_logprobs_BK=policy[anchors_BK],
+        policy_rewards_BP=rewards[y_BP],
+        anchor_rewards_BK=rewards[anchors_BK],
+    )

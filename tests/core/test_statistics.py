@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from few_samples import GOLD, PROXY, over_subsets
 
-from bond_core.best_of_n_law import best_of_n_probabilities
 from bond_core.statistics import (
     MeanEstimate,
     best_of_n_reward,
@@ -20,55 +20,6 @@ from bond_core.statistics import (
     win_rate,
     win_rate_against_best_of_n,
 )
-
-PROXY = [0.4, 1.0, 0.4, 2.0, -1.0, 0.4, 2.0]
-GOLD = [1.0, -2.0, 0.5, 3.0, 0.0, 7.0, -4.0]
-
-
-def over_subsets(proxy: list[float], gold: list[float], n: int) -> float:
-    """The mean, over all n-subsets, of the gold of the best by proxy, ties averaged."""
-    values = []
-    for subset in itertools.combinations(range(len(proxy)), n):
-        best = max(proxy[i] for i in subset)
-        values.append(np.mean([gold[i] for i in subset if proxy[i] == best]))
-    return float(np.mean(values))
-
-
-@pytest.mark.parametrize("n", range(1, 8))
-def test_oracle_09_estimator_is_the_mean_over_subsets(n: int):
-    # within a tie class every member is as likely to be met, so both tie rules agree
-    assert float(best_of_n_reward(PROXY, n)) == pytest.approx(
-        over_subsets(PROXY, PROXY, n), abs=1e-12
-    )
-    estimate = float(best_of_n_reward(PROXY, n, GOLD))
-    assert estimate == pytest.approx(over_subsets(PROXY, GOLD, n), abs=1e-12)
-
-
-def test_oracle_09_by_hand():
-    gold = [1.0, 2.0, 0.0, -1.0]
-    assert float(best_of_n_reward([0.1, 0.5, 0.3, 0.9], 2, gold)) == pytest.approx(1 / 6, abs=1e-12)
-    assert float(best_of_n_reward([0.1, 0.5, 0.3, 0.9], 1, gold)) == pytest.approx(0.5)
-    assert float(best_of_n_reward([0.1, 0.5, 0.3, 0.9], 4, gold)) == -1
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 10])
-def test_oracle_09_binary_reward_gives_pass_at_n(n: int):
-    correct = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
-    expected = 1 - math.comb(7, n) / math.comb(10, n)
-    assert float(best_of_n_reward(correct, n)) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize(("k", "n"), [(2, 2), (4, 2), (5, 3)])
-def test_oracle_12_weights_reproduce_best_of_n(k: int, n: int):
-    probs, rewards = np.array([0.4, 0.25, 0.2, 0.15]), np.array([1.0, 0.0, 1.0, 3.0])
-    values = np.array([2.0, -1.0, 5.0, 0.3])
-    expectation = 0.0
-    for draws in itertools.product(range(4), repeat=k):
-        weights = best_of_n_weights(rewards[list(draws)], n)
-        assert weights.sum() == pytest.approx(1, abs=1e-12)
-        expectation += float(np.prod(probs[list(draws)]) * (weights @ values[list(draws)]))
-    exact = best_of_n_probabilities(probs, rewards, n) @ values
-    assert expectation == pytest.approx(exact, abs=1e-10)
 
 
 def test_weights_without_ties_follow_the_order_statistics():

@@ -1,16 +1,12 @@
-"""J-BOND's parts by hand, its invariances, and what it refuses (oracles 11, 12 and 27)."""
+"""J-BOND's parts by hand, and what it refuses."""
 
-import itertools
 import math
 
 import pytest
 import torch
-from torch import Tensor
+from jbond_inputs import inputs
 
-from bond_core.best_of_n_law import reward_quantiles
 from bond_core.config import JBondConfig
-from bond_core.errors import ScoringError
-from bond_core.statistics import best_of_n_weights
 from bond_trainer.objectives import (
     RolloutInputs,
     forward_weights,
@@ -18,28 +14,9 @@ from bond_trainer.objectives import (
     winners_loss,
 )
 from bond_trainer.objectives.base import leave_one_out_mean
-from bond_trainer.objectives.jbond import penalised_reward
 from bond_trainer.objectives.winners import winner_indices
 
 LOG_16 = math.log(16)
-
-
-def inputs(
-    policy_rewards: Tensor, anchor_rewards: Tensor, *, dtype: torch.dtype = torch.float64
-) -> RolloutInputs:
-    """Any log-probabilities for given rewards."""
-    generator = torch.Generator().manual_seed(0)
-    policy, anchor = (
-        -5 * torch.rand(policy_rewards.shape, generator=generator, dtype=dtype) for _ in range(2)
-    )
-    forward = -5 * torch.rand(anchor_rewards.shape, generator=generator, dtype=dtype)
-    return RolloutInputs(
-        policy_logprobs_BPT=policy.unsqueeze(-1).requires_grad_(),
-        anchor_logprobs_BPT=anchor.unsqueeze(-1),
-        forward_logprobs_BK=forward.requires_grad_(),
-        policy_rewards_BP=policy_rewards,
-        anchor_rewards_BK=anchor_rewards,
-    )
 
 
 def test_loss_and_metrics_by_hand():
@@ -79,43 +56,6 @@ def test_loss_and_metrics_by_hand():
     )
 
 
-@pytest.mark.parametrize("k", [2, 3, 5])
-def test_oracle_11_mean_penalty_is_the_squared_share_of_better_answers(k: int):
-    probs = torch.tensor([0.4, 0.25, 0.2, 0.15], dtype=torch.float64)
-    rewards = torch.tensor([1.0, 0.0, 1.0, 3.0], dtype=torch.float64)
-    draws = torch.cartesian_prod(*[torch.arange(4)] * k)
-    weights = probs[draws].prod(dim=-1)
-    p_le = torch.from_numpy(reward_quantiles(probs.numpy(), rewards.numpy()).p_le)
-    for answer in range(4):
-        own = rewards[answer].expand(len(draws), 1)
-        mean = float((penalised_reward(own, rewards[draws]).squeeze(-1) * weights).sum())
-        assert mean == pytest.approx(float(-LOG_16 * (1 - p_le[answer]) ** 2), abs=1e-10)
-
-
-def test_oracle_11_penalty_from_pairs_of_anchors():
-    anchors = torch.tensor([[1.0, 2.0, 3.0, 3.0]])
-    own = torch.tensor([[0.0, 1.0, 1.5, 2.0, 3.0, 4.0]])
-    shares = penalised_reward(own, anchors) / -LOG_16
-    expected = torch.tensor([[1.0, 3 / 6, 3 / 6, 1 / 6, 0.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(shares, expected, rtol=0, atol=1e-12)
-
-
-def test_oracle_11_a_third_is_penalised_at_the_start():
-    """Policy and anchor alike, continuous rewards: of three, the first is the worst."""
-    orders = torch.tensor(list(itertools.permutations([0.0, 1.0, 2.0])))
-    rate = penalised_reward(orders[:, :1], orders[:, 1:]).mean() / -LOG_16
-    assert float(rate) == pytest.approx(1 / 3, abs=1e-12)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_oracle_12_forward_weights_are_those_of_the_estimator(n: int):
-    rewards = torch.tensor([[0.4, 1.0, 0.4, 2.0, -1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
-    weights = forward_weights(rewards, n)
-    expected = torch.from_numpy(best_of_n_weights(rewards.numpy(), n))
-    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-15)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2).double(), rtol=0, atol=1e-12)
-
-
 def test_rows_of_weight_zero_are_not_read():
     batch = inputs(torch.tensor([[0.0]]), torch.tensor([[1.0, 2.0, 0.5]]))
     assert forward_weights(batch.anchor_rewards_BK).tolist()[0][2] == 0
@@ -137,40 +77,6 @@ def test_rows_of_weight_zero_are_not_read():
     assert torch.equal(loss, full)
     assert sparse_forward.grad is not None
     assert sparse_forward.grad[0].tolist() == pytest.approx([-1 / 6, -2 / 6, 0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("baseline", ["none", "batch", "group"])
-def test_oracle_27_only_ranks_matter(baseline: str, dtype: torch.dtype):
-    generator = torch.Generator().manual_seed(7)
-    own = torch.randint(-4, 5, (6, 2), generator=generator).double()
-    anchors = torch.randint(-4, 5, (6, 4), generator=generator).double()
-    config = JBondConfig(
-        kl="sequence", beta=0.4, gamma=0.3, baseline=baseline, num_policy_samples=2
-    )
-    batch = inputs(own, anchors, dtype=dtype)
-    plain = jbond_loss(batch, config).loss
-    grads = torch.autograd.grad(plain, [batch.policy_logprobs_BPT, batch.forward_logprobs_BK])
-    for transform in (lambda r: r + 17.0, lambda r: r * 0.125, lambda r: r**3):
-        other = inputs(transform(own), transform(anchors), dtype=dtype)
-        loss = jbond_loss(other, config).loss
-        assert torch.equal(loss, plain)
-        again = torch.autograd.grad(loss, [other.policy_logprobs_BPT, other.forward_logprobs_BK])
-        assert all(torch.equal(a, b) for a, b in zip(again, grads, strict=True))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_oracle_27_rewards_that_are_not_finite_are_refused(bad: float):
-    config = JBondConfig(kl="sequence")
-    own, anchors = torch.zeros(2, 1), torch.zeros(2, 3)
-    own[1, 0] = bad
-    with pytest.raises(ScoringError, match=r"policy sample at \[1, 0\] is -?(nan|inf)"):
-        jbond_loss(inputs(own, anchors), config)
-    anchors[0, 2] = bad
-    with pytest.raises(ScoringError, match=r"anchor sample at \[0, 2\]"):
-        jbond_loss(inputs(torch.zeros(2, 1), anchors), config)
-    with pytest.raises(ScoringError, match="anchor sample"):
-        forward_weights(anchors)
 
 
 def test_identical_answers_of_a_group_are_ties():

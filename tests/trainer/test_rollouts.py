@@ -72,6 +72,16 @@ async def test_groups_hold_k_anchor_and_p_policy_samples_with_their_rewards(
     assert cost.num_tokens == tokens
 
 
+@pytest.mark.parametrize("k", [2, 4])
+async def test_oracle_29_sample_budget(engine: LocalEngine, k: int) -> None:
+    """1 + k completions per prompt and step: 3 for the paper's J-BOND, k + 1 for BOND by counts."""
+    groups, cost = await collect(
+        engine, LengthScorer(), PROMPTS, PARAMS, num_policy_samples=1, num_anchor_samples=k, seed=5
+    )
+    assert cost.num_samples == (1 + k) * len(PROMPTS)
+    assert cost.num_samples == sum(len(g.policy) + len(g.anchor) for g in groups)
+
+
 async def test_a_step_repeats_from_its_seed_and_differs_from_the_next(engine: LocalEngine) -> None:
     async def texts(seed: int) -> list[str]:
         groups, _ = await collect(

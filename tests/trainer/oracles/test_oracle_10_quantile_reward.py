@@ -1,110 +1,175 @@
-"""Oracle 10: the quantile reward from k samples, its mean, and what it does with ties."""
+"""Oracle 10: the quantile reward from k samples, its mean, and the bias that k leaves."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
+from torch import Tensor
 
-from bond_core.best_of_n_law import kl_best_of_n_bound, r_bond
+from bond_core.best_of_n_law import r_bond
 from bond_trainer.objectives.quantile_reward import (
-    continuous_quantile_reward,
     quantile_reward,
+    quantile_reward_floor,
+    quantile_reward_of,
+    scores_tie,
     tied_quantile_reward,
 )
 
 
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.97, 1.0])
 @pytest.mark.parametrize("k", [1, 2, 4, 8, 32])
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_oracle_10_mean_is_the_series_of_the_logarithm_cut_after_k(k: int, p: float):
-    m = torch.arange(k + 1)
-    weights = binom.pmf(m.numpy(), k, p)
-    mean = float((torch.from_numpy(weights) * continuous_quantile_reward(m, k)).sum())
-    assert mean == pytest.approx(-sum((1 - p) ** j / j for j in range(1, k + 1)), abs=1e-12)
+def test_oracle_10_mean_is_the_truncated_series_of_the_logarithm(p: float, k: int):
+    counts = np.arange(k + 1)
+    rewards = quantile_reward(torch.from_numpy(counts), k).numpy()
+    mean = float(binom.pmf(counts, k, p) @ rewards)
+    assert mean == pytest.approx(-sum((1 - p) ** j / j for j in range(1, k + 1)), abs=1e-10)
 
 
-def test_oracle_10_values():
-    assert continuous_quantile_reward(torch.arange(3), 2).tolist() == pytest.approx([-1.5, -0.5, 0])
-    means = {k: sum(-(0.5**j) / j for j in range(1, k + 1)) for k in (2, 4, 8)}
-    assert means == pytest.approx({2: -0.625, 4: -0.682292, 8: -0.692750}, abs=1e-6)
-    assert torch.isfinite(continuous_quantile_reward(torch.tensor([0]), 4)).all()
+@pytest.mark.parametrize(("k", "mean"), [(2, -0.625), (4, -0.682292), (8, -0.692750)])
+def test_oracle_10_mean_at_the_median(k: int, mean: float):
+    counts = np.arange(k + 1)
+    rewards = quantile_reward(torch.from_numpy(counts), k).numpy()
+    assert float(binom.pmf(counts, k, 0.5) @ rewards) == pytest.approx(mean, abs=5.1e-7)
 
 
-def stationary(mean_reward: np.ndarray, n: int) -> tuple[float, float]:
-    """Mean quantile and KL of the law ~ exp((n - 1) * reward) over uniform quantiles."""
-    u = (np.arange(len(mean_reward)) + 0.5) / len(mean_reward)
-    weights = np.exp((n - 1) * mean_reward)
-    law = weights / weights.sum()
-    return float((law * u).sum()), float((law * np.log(law * len(law))).sum())
+def test_oracle_10_harmonic_differences_are_finite():
+    assert quantile_reward(torch.tensor([0, 1, 2]), 2).tolist() == [-1.5, -0.5, 0]
+    assert float(quantile_reward(torch.tensor([0]), 16)) == pytest.approx(quantile_reward_floor(16))
+    k = 10
+    counts = torch.arange(k + 1)
+    psi = torch.digamma(counts.double() + 1) - torch.digamma(torch.tensor(k + 1.0).double())
+    torch.testing.assert_close(quantile_reward(counts, k), psi, rtol=0, atol=1e-12)
 
 
-BIAS = {
-    (2, 16): (0.6640, 0.1825),
-    (4, 16): (0.7999, 0.6353),
-    (8, 2): (0.8828, 1.1466),
-    (8, 4): (0.8882, 1.1974),
-    (8, 8): (0.8889, 1.2040),
-    (8, 16): (0.8889, 1.2044),
-    (16, 16): (0.9412, 1.8351),
-}
-"""(N, k): where the backward term alone rests, for a continuous reward; docs/bond.md has it."""
+def stationary(k: int, n: int, estimate: Callable[[np.ndarray, int], np.ndarray]) -> float:
+    """Mean quantile where the backward term rests if `estimate(m, k)` stands for log p_le."""
+    nodes, weights = np.polynomial.legendre.leggauss(160)
+    u, weights = (nodes + 1) / 2, weights / 2
+    counts = np.arange(k + 1)
+    mean_reward = binom.pmf(counts[None], k, u[:, None]) @ estimate(counts, k)
+    density = np.exp((n - 1) * mean_reward)
+    return float(weights @ (density * u) / (weights @ density))
 
 
-@pytest.mark.parametrize(("n", "k"), BIAS, ids=str)
-def test_oracle_10_bias_at_finite_k(n: int, k: int):
-    u = (np.arange(200_000) + 0.5) / 200_000
-    mean = -sum((1 - u) ** j / j for j in range(1, k + 1))
-    quantile, kl = stationary(mean, n)
-    assert quantile == pytest.approx(BIAS[n, k][0], abs=1e-4)
-    assert kl == pytest.approx(BIAS[n, k][1], abs=2e-4)
-    if k >= n:
-        assert quantile == pytest.approx(n / (n + 1), abs=3e-3)
-        assert kl == pytest.approx(kl_best_of_n_bound(n), abs=0.011)
+def psi(counts: np.ndarray, k: int) -> np.ndarray:
+    return quantile_reward(torch.from_numpy(counts), k).numpy()
 
 
-def test_oracle_10_binary_reward_needs_the_plug_in():
-    """Accuracy 1/4, N = 8: Best-of-8 is right with 1 - (3/4)^8 = .900; without B, .714."""
-    n, k, accuracy = 8, 16, 0.25
-    right = np.arange(k + 1)
-    chance = binom.pmf(right, k, accuracy)
-    wrong_samples = torch.from_numpy(k - right)
-    found = {}
-    for ties in ("continuous", "tied"):
-        if ties == "tied":
-            of_wrong = tied_quantile_reward(
-                torch.zeros(k + 1, dtype=torch.long), wrong_samples, k, n
-            )
-            of_right = tied_quantile_reward(wrong_samples, torch.full((k + 1,), k), k, n)
-        else:
-            of_wrong = continuous_quantile_reward(wrong_samples, k)
-            of_right = continuous_quantile_reward(torch.full((k + 1,), k), k)
-        odds = (
-            accuracy
-            / (1 - accuracy)
-            * math.exp((n - 1) * float((torch.from_numpy(chance) * (of_right - of_wrong)).sum()))
-        )
-        found[ties] = odds / (1 + odds)
-    assert found["continuous"] == pytest.approx(0.714, abs=0.01)
-    assert found["tied"] == pytest.approx(0.900, abs=0.02)
+@pytest.mark.parametrize(
+    ("n", "k", "quantile"),
+    [
+        (8, 2, 0.8828),
+        (8, 4, 0.8882),
+        (8, 8, 0.8889),
+        (8, 16, 0.8889),
+        (8, 32, 0.8889),
+        (2, 16, 0.6640),
+        (4, 16, 0.7999),
+    ],
+)
+def test_oracle_10_bias_of_continuous_scores(n: int, k: int, quantile: float):
+    found = stationary(k, n, psi)
+    assert found == pytest.approx(quantile, abs=6e-5)
+    assert found <= n / (n + 1) + 1e-9  # the truncated series lies above the logarithm
 
 
-def test_oracle_10_the_plug_in_tends_to_r_bond():
-    """With many samples of a tied law, and the constant log(N) / (N - 1) put back."""
-    law, rewards, n, k = np.array([0.5, 0.3, 0.2]), np.array([0.0, 1.0, 2.0]), 4, 200_000
-    counts = (law * k).round().astype(int)
-    worse = torch.from_numpy(np.concatenate([[0], counts.cumsum()[:-1]]))
-    found = tied_quantile_reward(worse, torch.from_numpy(counts.cumsum()), k, n)
-    expected = r_bond(law, rewards, n) - math.log(n) / (n - 1)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+def test_oracle_10_other_estimators_are_further_off():
+    def half_floor(counts: np.ndarray, k: int) -> np.ndarray:
+        return np.log(np.maximum(counts, 0.5) / k)
+
+    def add_one(counts: np.ndarray, k: int) -> np.ndarray:
+        return np.log((counts + 1) / (k + 1))
+
+    assert stationary(16, 8, half_floor) == pytest.approx(0.8925, abs=6e-5)
+    assert stationary(16, 8, add_one) == pytest.approx(0.8854, abs=6e-5)
 
 
-def test_oracle_10_ties_decide_the_estimator_prompt_by_prompt():
-    anchors = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 1.0]])
-    policy = torch.tensor([[1.5], [1.0]])
-    psi, plug_in = (quantile_reward(policy, anchors, 2, ties) for ties in ("continuous", "tied"))
-    mixed = quantile_reward(policy, anchors, 2, "auto")
-    assert mixed.flatten().tolist() == [float(psi[0]), float(plug_in[1])]
-    assert float(psi[0]) == pytest.approx(1 + 1 / 2 - (1 + 1 / 2 + 1 / 3))
-    # worse 1 of 3, not better 3 of 3, the sample itself counted: p_lt 1/4, p_le 1, B = 1 + 1/4
-    assert float(plug_in[1]) == pytest.approx(math.log(1.25) - math.log(2))
+def binary_accuracy(
+    a: float, n: int, k: int, estimate: Callable[[Tensor, Tensor], Tensor]
+) -> float:
+    """P(correct) where the backward term rests, for a reference that is right with chance a."""
+    num_wrong = torch.arange(k + 1)
+    chances = binom.pmf(num_wrong.numpy(), k, 1 - a)
+    everything = torch.full_like(num_wrong, k)
+    wrong = float(chances @ estimate(torch.zeros_like(num_wrong), num_wrong).numpy())
+    right = float(chances @ estimate(num_wrong, everything).numpy())
+    odds = a / (1 - a) * math.exp((n - 1) * (right - wrong))
+    return odds / (1 + odds)
+
+
+@pytest.mark.parametrize(
+    ("k", "continuous", "tied"),
+    [
+        (2, 0.7048, 0.9087),
+        (4, 0.7137, 0.9064),
+        (8, 0.7141, 0.9034),
+        (16, 0.7141, 0.9017),
+        (32, 0.7141, 0.9008),
+    ],
+)
+def test_oracle_10_binary_scores_need_the_tie_factor(k: int, continuous: float, tied: float):
+    a, n = 0.25, 8
+    exact = 1 - (1 - a) ** n
+    assert exact == pytest.approx(0.9, abs=2e-4)
+    without = binary_accuracy(a, n, k, lambda _, m: quantile_reward(m, k))
+    assert without == pytest.approx(continuous, abs=6e-5)
+    with_factor = binary_accuracy(a, n, k, lambda w, m: tied_quantile_reward(w, m, k, n))
+    assert with_factor == pytest.approx(tied, abs=6e-5)
+    assert abs(with_factor - exact) < 0.01
+
+
+def test_oracle_10_factor_b_beside_the_plain_plug_in():
+    """With p_le itself by its share the accuracy is further off at every k: .9084 at 16."""
+
+    def plain(worse: Tensor, not_better: Tensor) -> Tensor:
+        p_le = not_better.double().clamp(min=0.5) / 16
+        ratio = worse.double() / 16 / p_le
+        return p_le.log() + sum(ratio**i for i in range(8)).log() / 7
+
+    assert binary_accuracy(0.25, 8, 16, plain) == pytest.approx(0.9084, abs=6e-5)
+
+
+@pytest.mark.parametrize("n", [2, 5, 16])
+def test_oracle_10_many_samples_give_r_bond(n: int):
+    """Counts in proportion to the reference's law reproduce its reward."""
+    probs, rewards, k = np.array([0.4, 0.25, 0.2, 0.15]), np.array([1.0, 0.0, 1.0, 3.0]), 20_000
+    reference = np.repeat(rewards, (probs * k).astype(int))
+    found = quantile_reward_of(
+        torch.from_numpy(rewards)[None], torch.from_numpy(reference)[None], n, "tied"
+    )
+    assert found[0].numpy() == pytest.approx(r_bond(probs, rewards, n), abs=2e-4)
+
+
+def test_estimator_follows_the_ties_that_are_there():
+    own, anchors = torch.tensor([[0.5], [9.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert not scores_tie(own, anchors)
+    tied = anchors.clone()
+    tied[1, 1] = 3.0
+    assert scores_tie(own, tied)
+    assert scores_tie(torch.tensor([[1.0], [9.0]]), anchors)
+    assert scores_tie(own, anchors, "tied")
+    assert not scores_tie(own, tied, "continuous")
+    # one reward in two prompts is no tie
+    assert not scores_tie(torch.tensor([[7.0], [7.0]]), anchors)
+    torch.testing.assert_close(
+        quantile_reward_of(own, anchors, 4), torch.tensor([[-1.5], [0.0]]).double()
+    )
+    # a sample that beats all of k without a tie has B = n; one that is worse than all has B = 1
+    torch.testing.assert_close(
+        quantile_reward_of(own, anchors, 4, "tied"),
+        torch.tensor([[-1.5], [math.log(4) / 3]]).double(),
+    )
+
+
+def test_counts_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="between 0 and 4, not 5 to 5"):
+        quantile_reward(torch.tensor([5]), 4)
+    with pytest.raises(ValueError, match="at least 1 reference sample"):
+        quantile_reward(torch.tensor([0]), 0)
+    with pytest.raises(ValueError, match="counts are swapped"):
+        tied_quantile_reward(torch.tensor([3]), torch.tensor([2]), 4, 2)
+    with pytest.raises(ValueError, match="n of at least 2"):
+        tied_quantile_reward(torch.tensor([0]), torch.tensor([2]), 4, 1)

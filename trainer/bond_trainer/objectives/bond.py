@@ -27,13 +27,13 @@ from bond_trainer.objectives.anchored import (
     rollout_metrics,
 )
 from bond_trainer.objectives.base import ObjectiveOutput
-from bond_trainer.objectives.quantile_reward import quantile_reward
+from bond_trainer.objectives.quantile_reward import quantile_reward_of
 
 
 def bond_loss(inputs: RolloutInputs, config: FixedBondConfig) -> ObjectiveOutput:
     """The mean loss over prompts. Raises as `jbond_loss` does."""
     check_inputs(inputs, forward=config.beta < 1)
-    reward_BP = quantile_reward(
+    reward_BP = quantile_reward_of(
         inputs.policy_rewards_BP, inputs.anchor_rewards_BK, config.n, config.ties
     ).to(inputs.policy_logprobs_BPT.dtype)
     backward, _ = policy_terms(inputs, (config.n - 1) * reward_BP, config.kl, config.baseline)

@@ -1,65 +1,104 @@
-"""Estimates of r_BOND from k samples of the anchor: the reward of the backward term at fixed N.
+"""The quantile reward: what BOND's backward term rewards, from k samples of the reference.
 
-r_BOND(y) = log p_le(y) + log B(y) / (N - 1) (BOND, arXiv 2407.14622, equation 8). For continuous
-rewards B is N everywhere and drops out, and what is left is the logarithm of a probability that is
-only known by m, the number of k anchor samples that are not better. Of m ~ Binomial(k, p)
+BOND (arXiv 2407.14622), equation 8: Best-of-N is the optimum, at KL strength 1 / (N - 1), of
 
-    E[psi(m + 1) - psi(k + 1)] = - sum over j = 1..k of (1 - p)^j / j,
+    r_bond(y) = log p_le(y) + log B(y) / (N - 1)
+              = log[(p_le^N - p_lt^N) / (p_le - p_lt)] / (N - 1)
 
-the series of log p cut after k terms: never infinite, and the least biased of the simple
-estimators (docs/bond.md has the table). With ties it is wrong, because B then differs between
-answers: there the plug-in of the whole of r_BOND is taken.
+with p_lt and p_le the reference's probabilities of a lower, and of a not higher, reward. The paper
+estimates p_le by the share m / k of k reference samples that are not better, and drops B. Here:
+
+*Continuous scores*: psi(m + 1) - psi(k + 1) = -(H_k - H_m), with H the harmonic numbers. It is
+finite at m = 0, and its mean is exactly the first k terms of log p_le = -sum_j (1 - p_le)^j / j.
+B is N then, a constant, which a policy gradient does not see.
+
+*Tied scores* (binary, rounded): B differs between tie classes however unlikely each completion is.
+log p_le is estimated as above; B = sum_{i<N} (p_lt / p_le)^i from the counts. Two cases that counts
+leave open: a completion whose reward no reference sample has is taken as rare, B = N; one that no
+sample is worse than or level with (m = 0) as the worst of all, B = 1. Both keep it finite.
+
+Both are biased at small k; `docs/bond.md` tabulates by how much. Assumes that the k samples come
+from the reference (or anchor) at the temperature of training, apart from the sample rewarded.
 """
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bond_trainer.objectives.ranks import ranks
-
 Ties = Literal["auto", "continuous", "tied"]
 
 
-def quantile_reward(
-    policy_rewards_BP: Tensor, anchor_rewards_BK: Tensor, n: int, ties: Ties = "auto"
-) -> Tensor:
-    """r_BOND of the policy samples, float64, up to a constant that every sample shares.
+def quantile_reward(num_not_better_BP: Tensor, k: int) -> Tensor:
+    """psi(m + 1) - psi(k + 1) for m = `num_not_better_BP` of k reference samples; float64.
 
-    `auto` takes the plug-in for prompts among whose anchor samples at least two are equal, which
-    continuous rewards hardly ever give, and psi for the others.
+    0 at m = k, and never below -H_k = -(1 + 1/2 + ... + 1/k). Raises `ValueError` for counts
+    outside 0..k.
     """
-    worse_BP, not_better_BP = ranks(policy_rewards_BP, anchor_rewards_BK)
-    k = anchor_rewards_BK.shape[-1]
-    by_psi = continuous_quantile_reward(not_better_BP, k)
-    if ties == "continuous":
-        return by_psi
-    plugged = tied_quantile_reward(worse_BP, not_better_BP, k, n)
-    if ties == "tied":
-        return plugged
-    ordered_BK = anchor_rewards_BK.sort(dim=-1).values
-    tied_B1 = (ordered_BK[:, 1:] == ordered_BK[:, :-1]).any(dim=-1, keepdim=True)
-    return torch.where(tied_B1, plugged, by_psi)
+    _check_counts(num_not_better_BP, k)
+    numbers = torch.arange(1, k + 1, dtype=torch.float64, device=num_not_better_BP.device)
+    harmonic = torch.cat([numbers.new_zeros(1), numbers.reciprocal().cumsum(0)])
+    return harmonic[num_not_better_BP.long()] - harmonic[k]
 
 
-def continuous_quantile_reward(num_not_better: Tensor, k: int) -> Tensor:
-    """psi(m + 1) - psi(k + 1) = H_m - H_k, for m of k anchor samples not better; float64."""
-    inverse = 1 / torch.arange(1, k + 1, dtype=torch.float64, device=num_not_better.device)
-    harmonic = torch.cat([inverse.new_zeros(1), inverse.cumsum(0)])
-    return harmonic[num_not_better] - harmonic[k]
+def tied_quantile_reward(num_worse_BP: Tensor, num_not_better_BP: Tensor, k: int, n: int) -> Tensor:
+    """`quantile_reward` plus log B / (n - 1), B from the counts; float64.
 
-
-def tied_quantile_reward(num_worse: Tensor, num_not_better: Tensor, k: int, n: int) -> Tensor:
-    """The plug-in of log[(p_le^N - p_lt^N) / (p_le - p_lt)] / (N - 1), float64, less log(N)/(N-1).
-
-    The sample itself is counted as one more draw of the anchor: p_lt = worse / (k + 1) and
-    p_le = (not better + 1) / (k + 1). Its own class is then never empty, and the reward finite.
-    The constant makes it comparable with `continuous_quantile_reward`: both are 0 at best.
+    Differs from `quantile_reward` by a constant, log n / (n - 1), if no sample ties. Raises
+    `ValueError` for n below 2 or counts that are not 0 <= worse <= not better <= k.
     """
     if n < 2:
-        raise ValueError(f"r_BOND is defined for N of at least 2, not {n}")
-    p_lt = num_worse.double() / (k + 1)
-    p_le = (num_not_better.double() + 1) / (k + 1)
-    powers = torch.arange(n, dtype=torch.float64, device=p_lt.device)
-    log_b = ((p_lt / p_le).unsqueeze(-1) ** powers).sum(dim=-1).log()
-    return p_le.log() + (log_b - torch.tensor(n, dtype=torch.float64).log()) / (n - 1)
+        raise ValueError(f"the quantile reward needs n of at least 2, not {n}")
+    _check_counts(num_worse_BP, k)
+    if bool((num_worse_BP > num_not_better_BP).any()):
+        raise ValueError("more samples are worse than are not better: the counts are swapped")
+    log_p_le = quantile_reward(num_not_better_BP, k)
+    not_better = num_not_better_BP.double().clamp(min=1)  # at 0, `worse` is 0 too: B = 1
+    ratio = num_worse_BP.double() / not_better
+    factor_b = sum((ratio**i for i in range(1, n)), torch.ones_like(ratio))
+    return log_p_le + factor_b.log() / (n - 1)
+
+
+def quantile_reward_of(
+    policy_rewards_BP: Tensor, reference_rewards_BK: Tensor, n: int, ties: Ties = "auto"
+) -> Tensor:
+    """The reward of each policy sample among the reference samples of its prompt; float64.
+
+    `ties` says which of the two estimators applies, see `scores_tie`.
+    """
+    ours, theirs = policy_rewards_BP.unsqueeze(-1), reference_rewards_BK.unsqueeze(-2)
+    worse, not_better = (theirs < ours).sum(dim=-1), (theirs <= ours).sum(dim=-1)
+    k = reference_rewards_BK.shape[-1]
+    if scores_tie(policy_rewards_BP, reference_rewards_BK, ties):
+        return tied_quantile_reward(worse, not_better, k, n)
+    return quantile_reward(not_better, k)
+
+
+def scores_tie(
+    policy_rewards_BP: Tensor, reference_rewards_BK: Tensor, ties: Ties = "auto"
+) -> bool:
+    """Whether the estimator for tied scores is to be used.
+
+    `auto` looks: it is, if in any prompt of the batch two samples have one reward. `tied` and
+    `continuous` say so whatever the batch holds.
+    """
+    if ties != "auto":
+        return ties == "tied"
+    rewards_BS = torch.cat([policy_rewards_BP, reference_rewards_BK], dim=-1).sort(dim=-1).values
+    return bool((rewards_BS[:, 1:] == rewards_BS[:, :-1]).any())
+
+
+def quantile_reward_floor(k: int) -> float:
+    """-H_k, the least that `quantile_reward` gives: what a sample worse than all k gets."""
+    return -math.fsum(1 / i for i in range(1, k + 1))
+
+
+def _check_counts(counts: Tensor, k: int) -> None:
+    if k < 1:
+        raise ValueError(f"the quantile reward needs at least 1 reference sample, not {k}")
+    if counts.numel() and not 0 <= int(counts.min()) <= int(counts.max()) <= k:
+        raise ValueError(
+            f"counts among {k} reference samples are between 0 and {k}, not "
+            f"{int(counts.min())} to {int(counts.max())}"
+        )

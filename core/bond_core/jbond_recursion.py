@@ -5,7 +5,8 @@ For a fixed anchor, J-BOND (BOND, arXiv 2407.14622, equation 19) minimises over 
     a * KL(q_F || pi) + b * KL(pi || q_B) + g * KL(pi || anchor)
 
 with a = 1 - beta, b = beta, g = gamma, q_F Best-of-2 of the anchor and
-q_B ~ anchor * 16^-((1 - p_le)^2), what the penalty r_J makes of it. With B = b + g and log q = (b log q_B + g log anchor) / B, the derivative vanishes where
+q_B ~ anchor * 16^-((1 - p_le)^2), what the penalty r_J makes of it. With B = b + g and
+log q = (b log q_B + g log anchor) / B, the derivative vanishes where
 w + log w = log(a q_F / (B q)) + 1 + lambda / B for w = a q_F / (B pi), hence
 
     pi = (a / B) q_F / W0(exp(that)),   lambda by normalisation

@@ -1,7 +1,7 @@
 """The likely errors, each made on purpose, and that an oracle notices it.
 
-The oracles that do the noticing stand beside what they check; this names them, and requires that the
-mutation is still among what they try.
+The oracles that do the noticing stand beside what they check; this names them, and requires that
+the mutation is still among what they try.
 """
 
 import ast

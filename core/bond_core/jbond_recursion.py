@@ -97,6 +97,6 @@ def _lambert_law(log_numerator: FloatArray, offset: FloatArray) -> FloatArray:
         slope = -float((terms / (1 + w)).sum()) / total
         step = math.log(total) / slope
         if abs(step) < 1e-14 * (1 + abs(shift)):
-            break
+            return np.asarray(terms / total, dtype=np.float64)
         shift -= step
-    return terms / total  # pyright: ignore[reportPossiblyUnboundVariable]
+    raise ArithmeticError(f"the law's normaliser was not found in {_MAX_NEWTON_STEPS} steps")

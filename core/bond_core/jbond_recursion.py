@@ -5,7 +5,8 @@ For a fixed anchor, J-BOND (BOND, arXiv 2407.14622, equation 19) minimises over 
     a * KL(q_F || pi) + b * KL(pi || q_B) + g * KL(pi || anchor)
 
 with a = 1 - beta, b = beta, g = gamma, q_F Best-of-2 of the anchor and
-q_B ~ anchor * 16^-((1 - p_le)^2), what the penalty r_J makes of it. With B = b + g and log q = (b log q_B + g log anchor) / B, the derivative vanishes where
+q_B ~ anchor * 16^-((1 - p_le)^2), what the penalty r_J makes of it. With B = b + g and
+log q = (b log q_B + g log anchor) / B, the derivative vanishes where
 w + log w = log(a q_F / (B q)) + 1 + lambda / B for w = a q_F / (B pi), hence
 
     pi = (a / B) q_F / W0(exp(that)),   lambda by normalisation
@@ -96,6 +97,6 @@ def _lambert_law(log_numerator: FloatArray, offset: FloatArray) -> FloatArray:
         slope = -float((terms / (1 + w)).sum()) / total
         step = math.log(total) / slope
         if abs(step) < 1e-14 * (1 + abs(shift)):
-            break
+            return np.asarray(terms / total, dtype=np.float64)
         shift -= step
-    return terms / total  # pyright: ignore[reportPossiblyUnboundVariable]
+    raise ArithmeticError(f"the law's normaliser was not found in {_MAX_NEWTON_STEPS} steps")

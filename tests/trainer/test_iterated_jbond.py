@@ -23,7 +23,7 @@ from bond_trainer.objectives.jbond import jbond_loss
 
 V, L = 5, 4
 ANSWERS = torch.tensor(list(itertools.product(range(V), repeat=L)))
-ROUNDS, STEPS, BATCH = 3, 200, 512
+ROUNDS, STEPS, BATCH = 3, 300, 2048
 
 
 class PrefixPolicy(nn.Module):

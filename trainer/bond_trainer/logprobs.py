@@ -2,18 +2,17 @@
 
 Sums over every completion token, the end of sequence included, at the temperature of sampling;
 padding counts nothing. The softmax is taken in float32 at least. Rows are processed in batches of
-similar length, and only the positions that predict a completion token meet the output head, so
-that the logits of one small batch are all that is held.
+similar length, and only the positions that predict a completion token meet the output head, few at
+a time.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from bond_trainer.head import VocabularyHead
 
 DEFAULT_BATCH_TOKENS = 8192
 """Prompt and completion tokens, padding included, of one forward pass."""
@@ -132,27 +131,17 @@ def _completion_logprobs(model: nn.Module, batch: list[TokenRow], temperature: f
         # the logits at position t are the law of token t + 1
         position += range(len(row.prompt_token_ids) - 1, len(tokens) - 1)
         targets += row.completion_token_ids
-    first, last = min(position), max(position)
-    kept: dict[str, Any] = {}
-    if "logits_to_keep" in _forward_parameters(model):
-        kept["logits_to_keep"] = torch.arange(first, last + 1, device=device)
-    else:
-        first = 0
-    logits = model(
-        input_ids=input_ids_BT.to(device),
-        attention_mask=mask_BT.to(device),
-        use_cache=False,
-        **kept,
-    ).logits
-    wanted = logits[row_index, [p - first for p in position]]
-    if wanted.dtype not in (torch.float32, torch.float64):
-        wanted = wanted.float()
+    head = VocabularyHead(model)
+    hidden = head.hidden(
+        input_ids=input_ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
+    )
+    wanted_MD = hidden[row_index, position]
     targets_M = torch.tensor(targets, device=device)
-    return -functional.cross_entropy(wanted / temperature, targets_M, reduction="none")
-
-
-def _forward_parameters(model: nn.Module) -> frozenset[str]:
-    """Names that the language model's forward takes, below a PEFT wrapper if there is one."""
-    unwrap: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
-    inner = model if unwrap is None else unwrap()
-    return frozenset(inspect.signature(inner.forward).parameters)
+    return torch.cat(
+        [
+            head.log_laws(wanted_MD[chunk], temperature)
+            .gather(1, targets_M[chunk].unsqueeze(1))
+            .squeeze(1)
+            for chunk in head.chunks(len(targets))
+        ]
+    )

@@ -160,7 +160,7 @@ def test_oracle_28_batching_and_padding_change_nothing(moved: PeftModel, max_bat
     [
         ("[row.sum() for row in tokens]", "[row[:-1].sum() for row in tokens]"),
         ("[row.sum() for row in tokens]", "[row.mean() for row in tokens]"),
-        ("wanted / temperature", "wanted"),
+        ("wanted_MD[chunk], temperature)", "wanted_MD[chunk], 1.0)"),
         (
             "range(len(row.prompt_token_ids) - 1, len(tokens) - 1)",
             "range(len(row.prompt_token_ids), len(tokens))",

@@ -6,8 +6,8 @@ reference)) and find that the true reward, less the reference's, follows
     Best-of-n               R(d) = d * (alpha - beta * d)
     reinforcement learning  R(d) = d * (alpha - beta * log d)
 
-Both are linear in alpha and beta once divided by d, hence fitted by least squares of R / d. KL means
-different things in the two, so a curve of one does not predict the other.
+Both are linear in alpha and beta once divided by d, hence fitted by least squares of R / d. KL
+means different things in the two, so a curve of one does not predict the other.
 """
 
 import math
@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq  # pyright: ignore[reportMissingTypeStubs]  # it has none
 
-from bond_core.best_of_n_law import kl_best_of_n_bound
+from bond_core.best_of_n_law import effective_n_from_kl
 
 MAX_N = 10**9
 """Beyond it a peak is as good as none."""
@@ -65,12 +64,8 @@ def n_of_distance(d: float) -> float | None:
 
     Real, at least 1; None beyond `MAX_N`.
     """
-    kl = d * d
-    if kl <= 0:
-        return 1.0
-    if kl >= kl_best_of_n_bound(MAX_N):
-        return None
-    return float(brentq(lambda n: math.log(n) - (n - 1) / n - kl, 1.0, MAX_N))
+    n = effective_n_from_kl(d * d)
+    return n if n <= MAX_N else None
 
 
 def _ratios(

@@ -12,19 +12,35 @@
     gate.py             the decision; gate_guards.py, gate_levels.py; variety.py, suite.py
     promotion.py        writes and proposes the version; probe.py
     checkpoints.py      what a restart takes up
-    progress.py         what the trainer says of itself
+    progress.py         what the trainer says of itself; metrics_log.py every step of it on disk
+    library.py          `train`, for scripts and notebooks; export.py, model_card.py
 
-`run_training` is the door; it imports torch when it is called.
+`run_training` and `train` are the doors; they import torch when they are called.
 """
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from bond_core.config import BondConfig
+from bond_core.config import (
+    BondConfig,
+    FixedBondConfig,
+    GkdConfig,
+    JBondConfig,
+    RlooConfig,
+)
 from bond_core.store.records import TrainingRecord
+from bond_trainer.library import TrainingResult, train
 
-__all__ = ["run_training"]
+__all__ = [
+    "FixedBondConfig",
+    "GkdConfig",
+    "JBondConfig",
+    "RlooConfig",
+    "TrainingResult",
+    "run_training",
+    "train",
+]
 
 
 async def run_training(

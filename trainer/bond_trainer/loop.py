@@ -4,12 +4,13 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from bond_core.config import BondConfig
 from bond_core.errors import BondError
+from bond_core.rewards import Scorer
 from bond_core.store import TrainingRecord
 from bond_trainer.opening import LEASE, LEASE_TTL_S, open_parts
 from bond_trainer.progress import Progress
@@ -25,15 +26,17 @@ async def run_training(
     max_steps: int | None = None,
     stop: asyncio.Event | None = None,
     on_progress: Callable[[TrainingRecord], None] | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
 ) -> None:
     """Train until `stop` is set, `max_steps` (or `trainer.max_steps`) is reached, or the prompts
-    of the file are used up; SIGTERM and SIGINT set `stop`. Ends with a checkpoint.
+    of the file are used up; SIGTERM and SIGINT set `stop`. Ends with a checkpoint. `scorers` stand
+    in for the configured ones, by role (`scorer`, `judge`).
 
     Raises what made it fail, after the store was told.
     """
     os.nice(max(0, config.trainer.nice - os.nice(0)))
     stopping = stop or asyncio.Event()
-    async with open_parts(config, prompts_file) as parts:
+    async with open_parts(config, prompts_file, scorers) as parts:
         progress = Progress(parts.store, parts.run_id, on_progress)
         run = TrainingRun(parts, progress, stopping, max_steps or config.trainer.max_steps)
         with _stopped_by_signals(stopping):

@@ -27,6 +27,7 @@ from bond_trainer.draws import Scorers
 from bond_trainer.held_out import HeldOutSource, held_out_openings
 from bond_trainer.learner import Learner
 from bond_trainer.lora import LoraPair
+from bond_trainer.metrics_log import MetricsLog
 from bond_trainer.promotion import Proposer
 from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
 from bond_trainer.suite import Suite, read_suite, suite_scorer
@@ -47,6 +48,7 @@ class Parts:
     learner: Learner
     scorers: Scorers
     checkpoints: Checkpoints
+    metrics: MetricsLog
     settings: Mapping[str, Any]
     """What a checkpoint has to have in common with this run."""
     source: PromptSource
@@ -59,10 +61,13 @@ class Parts:
 
 
 @asynccontextmanager
-async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIterator[Parts]:
+async def open_parts(
+    config: BondConfig, prompts_file: Path | None, given: Mapping[str, Scorer] | None = None
+) -> AsyncIterator[Parts]:
     """Open store, model, engine and scorers; the torch settings of the process are the trainer's.
 
-    Raises `ModelLoadError` or `ConfigError` naming what cannot be used, `AdapterError` if the
+    `given` are scorers at hand, by role, in place of the configured ones. Raises
+    `ModelLoadError` or `ConfigError` naming what cannot be used, `AdapterError` if the
     version to build on was made for another base, and `StoreUnavailableError` if another trainer
     runs on the same store.
     """
@@ -70,6 +75,7 @@ async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIter
     # gigabytes, for a model of a few megabytes. It reads the variable at its first kernel.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.trainer.threads)
+    scorers_given = given or {}
     async with AsyncExitStack() as stack:
         store = await open_store(
             config.store_url,
@@ -90,14 +96,18 @@ async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIter
         await engine.start()
         stack.push_async_callback(engine.close)
         scorers = Scorers(
-            await _open_scorer(stack, config.scorer),
-            await _open_scorer(stack, config.judge) if config.judge else None,
+            await _open_scorer(stack, config.scorer, scorers_given.get("scorer")),
+            await _open_scorer(stack, config.judge, scorers_given.get("judge"))
+            if config.judge
+            else None,
             await _open_scorer(stack, config.gold) if config.gold else None,
         )
         proposer = Proposer(
             config, store, engine, learner, scorers, await _open_suite(stack, config)
         )
         await proposer.check_incumbent()
+        metrics = MetricsLog(config.metrics_dir, tensorboard=config.trainer.tensorboard)
+        stack.callback(metrics.close)
         openings = held_out_openings(config)
         pool = new_pool(config.trainer, openings)
         yield Parts(
@@ -108,6 +118,7 @@ async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIter
             learner=learner,
             scorers=scorers,
             checkpoints=Checkpoints(config.checkpoints_dir),
+            metrics=metrics,
             settings=_settings(config, engine),
             source=LogPrompts(store, pool, run_id, config.trainer.claim_lease_s)
             if prompts_file is None
@@ -143,8 +154,10 @@ def _build_learner(config: BondConfig, base_revision: str) -> tuple[LocalEngine,
     return engine, learner
 
 
-async def _open_scorer(stack: AsyncExitStack, config: ScorerConfig) -> Scorer:
-    scorer = build_scorer(config)
+async def _open_scorer(
+    stack: AsyncExitStack, config: ScorerConfig, given: Scorer | None = None
+) -> Scorer:
+    scorer = given or build_scorer(config)
     await scorer.start()
     stack.push_async_callback(scorer.close)
     return scorer

@@ -35,6 +35,11 @@ class Progress:
         """Replace the metrics under a prefix by their latest values."""
         self.metrics.update({f"{prefix}/{name}": value for name, value in values.items()})
 
+    def of(self, *prefixes: str) -> dict[str, Any]:
+        """The latest values under some prefixes."""
+        wanted = tuple(f"{prefix}/" for prefix in prefixes)
+        return {name: value for name, value in self.metrics.items() if name.startswith(wanted)}
+
     async def enter(self, state: TrainerState) -> None:
         """Change the state, and report the change at once."""
         if state != self.state:

@@ -66,6 +66,7 @@ class TrainingRun:
     async def run(self) -> None:
         """Take up the last checkpoint, then learn until there is a reason to end."""
         await self._resume()
+        self.parts.metrics.open_at(self.step)
         self._publish()
         while not self._done():
             if self.step == 0 and not self.begun:
@@ -161,6 +162,7 @@ class TrainingRun:
         self.progress.record_metrics(
             "rollout", {"tokens": cost.num_tokens, "samples": cost.num_samples}
         )
+        self.parts.metrics.append(self.step, self.progress.of("train", "seconds", "rollout"))
         if self.step % LOG_EVERY_STEPS == 0:
             logger.info(
                 "step %d: policy's reward %.4g, %.1f s",
@@ -202,6 +204,7 @@ class TrainingRun:
         logger.info("%s is %s: %s", record.version, record.state, record.reason)
         scalars = {k: v for k, v in record.evaluation.items() if isinstance(v, int | float)}
         self.progress.record_metrics("eval", {**scalars, "version": record.version})
+        self.parts.metrics.append(self.step, self.progress.of("eval"))
         self._checkpoint()
 
     async def _evaluate(self) -> PolicyRecord | None:

@@ -70,6 +70,11 @@ class BondConfig(BaseSettings):
         return self.data_dir / "checkpoints"
 
     @property
+    def metrics_dir(self) -> Path:
+        """The trainer's `metrics.jsonl` and event files."""
+        return self.data_dir / "training"
+
+    @property
     def store_url(self) -> str:
         """The store's SQLAlchemy URL."""
         return self.store.url or f"sqlite:///{(self.data_dir / 'bond.db').resolve()}"

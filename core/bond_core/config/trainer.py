@@ -134,6 +134,8 @@ class TrainerConfig(Section):
     """How long claimed rows stay reserved if the trainer dies."""
     poll_s: float = Field(default=1.0, gt=0)
     """How often an idle trainer looks for new prompts."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files beside `metrics.jsonl` in the data folder's `training`."""
     seed: int = 0
     """Of initialisation, order and sampling of rollouts."""
     threads: int = Field(default=1, ge=1)

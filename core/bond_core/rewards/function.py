@@ -36,6 +36,19 @@ class FunctionScorer:
         self._identity: str | None = None
         self._timeout_s = config.timeout_s
         self._worker: UserThread | None = None
+        self._given: Callable[..., Any] | None = None
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], timeout_s: float = 60.0) -> "FunctionScorer":
+        """Over a function at hand, such as one of a notebook.
+
+        Its identity is that of its compiled code, so that changing it counts as another scorer.
+        """
+        name = getattr(function, "__qualname__", type(function).__name__)
+        scorer = cls(FunctionScorerConfig(function="given:function", timeout_s=timeout_s))
+        scorer._target = f"{getattr(function, '__module__', None) or 'given'}:{name}"
+        scorer._given = function
+        return scorer
 
     @property
     def name(self) -> str:
@@ -55,6 +68,12 @@ class FunctionScorer:
     async def start(self) -> None:
         """Import the function. Raises `ModelLoadError` naming what is wrong with the target."""
         self._worker = UserThread()
+        if self._given is not None:
+            code = getattr(self._given, "__code__", None)
+            text = f"{self._target} {code.co_code.hex() + repr(code.co_consts) if code else ''}"
+            self._identity = hashlib.sha256(text.encode()).hexdigest()
+            self._function = self._given
+            return
         try:
             function = await self._loaded(self._worker)
             self._identity = await asyncio.to_thread(_identity_of, self._target, function)

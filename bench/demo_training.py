@@ -47,7 +47,7 @@ from bond_trainer.logprobs import TokenRow
 from bond_trainer.lora import ANCHOR, POLICY, AdapterName, LoraPair
 from bond_trainer.metrics import best_of_n_curve, policy_metrics
 from bond_trainer.reference_draws import reference_draws
-from bond_trainer.rollouts import collect, derived_seed
+from bond_trainer.rollouts import collect, derived_seed, samples_per_prompt
 from bond_trainer.winners_phase import epochs_of
 
 CACHE = Path(tempfile.gettempdir()) / "bond-demo-training"
@@ -128,6 +128,7 @@ async def jbond_phase(bench: Bench, every_s: float) -> None:
     config = bench.config
     prompts = worlds.training_prompts(20_000, seed=7)
     bench.publish()
+    policy, anchor = samples_per_prompt(config.objective)
     step, next_evaluation = 0, bench.trained_s + every_s
     while bench.trained_s < bench.seconds:
         start = step * config.prompts_per_step % (len(prompts) - config.prompts_per_step)
@@ -137,8 +138,8 @@ async def jbond_phase(bench: Bench, every_s: float) -> None:
                 bench.scorers.scorer,
                 prompts[start : start + config.prompts_per_step],
                 SAMPLING.params(),
-                num_policy_samples=config.objective.num_policy_samples,
-                num_anchor_samples=config.objective.num_anchor_samples,
+                num_policy_samples=policy,
+                num_anchor_samples=anchor,
                 seed=derived_seed(config.seed, step),
             )
         with bench.spending("train"):

@@ -99,7 +99,7 @@ async def open_parts(config: BondConfig, prompts_file: Path | None) -> AsyncIter
         )
         await proposer.check_incumbent()
         openings = held_out_openings(config)
-        pool = new_pool(config.trainer, openings)
+        pool = new_pool(config.trainer, openings, from_log=prompts_file is None)
         yield Parts(
             config=config,
             run_id=run_id,

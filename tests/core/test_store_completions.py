@@ -94,6 +94,16 @@ async def test_an_id_that_is_not_there(store: Store) -> None:
     assert await store.completions.get("nobody") is None
 
 
+async def test_many_are_read_at_once_in_the_order_of_the_log(store: Store) -> None:
+    """More than fit into one query, some of them gone."""
+    names = [f"many-{number}" for number in range(1200)]
+    await store.completions.record_many(completion(name) for name in names)
+    found = await store.completions.get_many([*reversed(names), "nobody"])
+    assert [record.id for record in found] == names
+    assert found[7] == await store.completions.get("many-7")
+    assert await store.completions.get_many([]) == []
+
+
 async def test_seq_counts_up_and_an_id_is_taken_once(store: Store) -> None:
     first = await store.completions.record(completion("a"))
     second = await store.completions.record(completion("b"))

@@ -1,7 +1,7 @@
 """Prompts are learned from at most so often, never when held out, and consumed as checkpointed."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from bond_core.errors import ConfigError
 from bond_core.holdout import Split, split_of
 from bond_core.store import CompletionRecord, Store, open_store
 from bond_core.types import Arm, Candidate, Completion, Message, SamplingParams
+from bond_trainer.curation import log_curator
 from bond_trainer.held_out import held_out_openings
 from bond_trainer.prompt_pool import PromptPool, TrainingPrompt
 from bond_trainer.prompts import (
@@ -57,13 +58,18 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await opened.close()
 
 
+def new_test_pool(max_uses: int, held_out: Collection[str] = ()) -> PromptPool:
+    config = TrainerConfig(max_prompt_tokens=10)
+    return PromptPool(max_uses=max_uses, curator=log_curator(config, held_out))
+
+
 def source(store: Store, holder: str = "run", **settings: int) -> LogPrompts:
     config = TrainerConfig.model_validate(settings)
     return LogPrompts(store, new_pool(config, ()), holder, 300.0)
 
 
 def test_fresh_prompts_come_first_and_each_at_most_so_often() -> None:
-    pool = PromptPool(max_uses=2, max_prompt_tokens=10)
+    pool = new_test_pool(2)
     first, second, third = messages_of(Split.TRAIN, 3)
     pool.offer(prompt(first))
     assert [p.messages for p in pool.take(1)] == [first]
@@ -72,11 +78,11 @@ def test_fresh_prompts_come_first_and_each_at_most_so_often() -> None:
     assert [p.messages for p in pool.take(2)] == [second, third]
     assert [p.messages for p in pool.take(3)] == [first, second, third]
     assert pool.take(1) == []
-    assert pool.counts == {"accepted": 3, "used": 6, "exhausted": 3}
+    assert pool.counts == {"rows": 3, "accepted": 3, "used": 6, "exhausted": 3}
 
 
 def test_a_batch_is_whole_or_nothing() -> None:
-    pool = PromptPool(max_uses=1, max_prompt_tokens=10)
+    pool = new_test_pool(1)
     pool.offer(prompt(messages_of(Split.TRAIN, 1)[0]))
     assert pool.take(2) == []
     assert len(pool.take(1)) == 1
@@ -84,7 +90,7 @@ def test_a_batch_is_whole_or_nothing() -> None:
 
 def test_prompts_are_left_out_for_counted_reasons() -> None:
     known, other = messages_of(Split.TRAIN, 2)
-    pool = PromptPool(max_uses=1, max_prompt_tokens=10, held_out={other[0].content})
+    pool = new_test_pool(1, {other[0].content})
     assert pool.offer(prompt(known))
     assert not pool.offer(TrainingPrompt("again", known, 5))
     assert not pool.offer(TrainingPrompt("long", (Message("user", "question long"),), 11))
@@ -92,12 +98,12 @@ def test_prompts_are_left_out_for_counted_reasons() -> None:
     for split in (Split.GATE, Split.REPORT):
         assert not pool.offer(prompt(messages_of(split, 1)[0]))
     assert not pool.offer(TrainingPrompt("none", (), 0))
-    expected = {"accepted": 1, "duplicate": 1, "too_long": 1, "held_out": 3, "empty": 1}
-    assert pool.counts == expected
+    left_out = {"duplicate": 1, "too_long": 1, "held_out": 3, "empty": 1}
+    assert pool.counts == {"rows": 7, "accepted": 1, **left_out}
 
 
 def test_a_used_up_prompt_stays_known() -> None:
-    pool = PromptPool(max_uses=1, max_prompt_tokens=10)
+    pool = new_test_pool(1)
     [conversation] = messages_of(Split.TRAIN, 1)
     pool.offer(prompt(conversation))
     pool.take(1)
@@ -228,7 +234,7 @@ async def test_repetitions_do_not_hide_the_other_held_out_prompts(
 
 def test_prompts_that_wait_for_another_use_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bond_trainer.prompt_pool.MAX_REUSABLE", 2)
-    pool = PromptPool(max_uses=5, max_prompt_tokens=10)
+    pool = new_test_pool(5)
     train = messages_of(Split.TRAIN, 5)
     for messages in train[:4]:
         pool.offer(prompt(messages))

@@ -100,6 +100,20 @@ async def test_the_newest_rows_are_taken_and_counted(tmp_path: Path) -> None:
     assert [r.completion_token_ids for r in found.examples] == [(51, 1), (51, 1)]
 
 
+async def test_a_request_sent_again_with_its_seed_is_one_draw(tmp_path: Path) -> None:
+    """Without a seed, equal candidates are independent draws that agree: all of them count."""
+    seeded, other = SamplingParams(seed=7), SamplingParams(seed=8)
+    store = await open_store(f"sqlite+aiosqlite:///{tmp_path / 'log.db'}")
+    for number, params in enumerate([seeded, seeded, other, SamplingParams(), SamplingParams()]):
+        await store.completions.record(replace(row(number, (0.0, 1.0), TRAIN[0]), params=params))
+    changed = replace(row(5, (0.0, 1.0), TRAIN[0]), params=seeded, prompt_token_ids=(3, 4))
+    await store.completions.record(changed)
+    found = await logged_winners(store, 2, max_rows=10, max_prompt_tokens=10)
+    await store.close()
+    assert found.counts == {"accepted": 5, "repeated": 1}
+    assert found.seqs == (1, 3, 4, 5, 6)
+
+
 def test_epochs_are_permutations() -> None:
     rows = [TokenRow((i,), (1,)) for i in range(5)]
     batches = epochs_of(rows, 2, seed=3)

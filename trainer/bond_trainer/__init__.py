@@ -3,6 +3,7 @@
     loop.py             the process; training_run.py what happens in which order
     opening.py          store, model, engine, scorers: opened in one place
     prompts.py          the log, or a file, as a source of prompts; prompt_pool.py bounds their use
+    curation/           which of them come in, one rule per file
     winners.py          examples from logged Best-of-N; winners_phase.py learns from them
     rollouts.py         samples of policy and anchor, with rewards
     learner.py          the update; lora.py the two adapters; logprobs.py, moving_average.py

@@ -109,7 +109,7 @@ async def open_parts(
         metrics = MetricsLog(config.metrics_dir, tensorboard=config.trainer.tensorboard)
         stack.callback(metrics.close)
         openings = held_out_openings(config)
-        pool = new_pool(config.trainer, openings)
+        pool = new_pool(config.trainer, openings, from_log=prompts_file is None)
         yield Parts(
             config=config,
             run_id=run_id,

@@ -4,18 +4,17 @@ Each distinct prompt is used at most `max_uses` times, fresh ones first. What wa
 of the checkpoint, so that a restarted learner goes on where it was, and no prompt counts twice.
 """
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bond_core.holdout import Split, split_of
 from bond_core.types import Completion, Message
+from bond_trainer.curation import Curator, Row
+from bond_trainer.curation.identity import digest_of, opening
 
-MAX_REMEMBERED = 200_000
-"""Digests of retired prompts that are kept, newest last, to recognise repetitions."""
+__all__ = ["PromptPool", "TrainingPrompt", "digest_of", "named_prompts", "opening"]
+
 MAX_REUSABLE = 16_384
 """Prompts kept for another use. Where traffic brings fresh ones faster than training uses them,
 the others would wait for ever: the oldest go."""
@@ -37,38 +36,48 @@ class TrainingPrompt:
 @dataclass(slots=True)
 class _Entry:
     prompt: TrainingPrompt
-    digest: str
     uses: int = 0
 
 
 class PromptPool:
-    """Prompts waiting for use, in order of arrival.
+    """Prompts waiting for use, in order of arrival; a curator says which come in.
 
-    `counts` tells what became of every prompt offered: `accepted`, or left out as `duplicate`,
-    `too_long`, `held_out`, `empty`; and `used`, `exhausted`.
+    `counts` are the curator's, and of what it accepted: `used` (a prompt's every use), `exhausted`,
+    `withdrawn` (health checks that were recognised late), `deleted` (gone from their source).
     """
 
-    def __init__(
-        self, *, max_uses: int, max_prompt_tokens: int, held_out: Collection[str] = ()
-    ) -> None:
+    def __init__(self, *, max_uses: int, curator: Curator) -> None:
         self._max_uses = max_uses
-        self._max_prompt_tokens = max_prompt_tokens
-        self._held_out = frozenset(held_out)
+        self._curator = curator
         self._entries: list[_Entry] = []
-        self._known: dict[str, None] = {}
-        self.counts: Counter[str] = Counter()
+        self._quarantined: dict[str, TrainingPrompt] = {}
+        self._counts: Counter[str] = Counter()
 
-    def offer(self, prompt: TrainingPrompt) -> bool:
-        """Add a prompt unless there is a reason not to, which is counted."""
-        reason, digest = self._judge(prompt)
-        self.counts[reason] += 1
-        if reason != "accepted":
-            return False
-        self._known[digest] = None
-        while len(self._known) > MAX_REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._entries.append(_Entry(prompt, digest))
-        return True
+    @property
+    def counts(self) -> Counter[str]:
+        """What became of every prompt offered, by reason."""
+        return self._curator.counts + self._counts
+
+    def offer(self, prompt: TrainingPrompt, unit: str = "", arrived_at: float = 0.0) -> bool:
+        """Add a prompt unless there is a reason not to, which is counted; whether it was added.
+
+        It may also end the quarantine of earlier ones.
+        """
+        row = Row(prompt.id, prompt.messages, prompt.num_tokens, unit, arrived_at)
+        decision = self._curator.offer(row)
+        if decision.reason == "accepted":
+            self._entries.append(_Entry(prompt))
+        elif decision.reason == "quarantined":
+            self._quarantined[prompt.id] = prompt
+        for prompt_id in decision.released:
+            released = self._quarantined.pop(prompt_id, None)
+            if released is not None:
+                self._entries.append(_Entry(released))
+        for prompt_id in decision.dropped:
+            self._quarantined.pop(prompt_id, None)
+        if decision.withdrawn is not None:
+            self._withdraw(decision.withdrawn)
+        return decision.reason == "accepted"
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -89,12 +98,12 @@ class PromptPool:
         chosen = sorted(self._entries, key=lambda entry: entry.uses)[:count]
         for entry in chosen:
             entry.uses += 1
-        self.counts["used"] += len(chosen)
+        self._counts["used"] += len(chosen)
         left = [entry for entry in self._entries if entry.uses < self._max_uses]
         surplus = max(0, sum(entry.uses > 0 for entry in left) - MAX_REUSABLE)
         dropped = {id(e) for e in [entry for entry in left if entry.uses > 0][:surplus]}
         left = [entry for entry in left if id(entry) not in dropped]
-        self.counts["exhausted"] += len(self._entries) - len(left)
+        self._counts["exhausted"] += len(self._entries) - len(left)
         self._entries = left
         # an answer that was learned from once says nothing new of the reference's law
         return [e.prompt if e.uses == 1 else replace(e.prompt, logged=()) for e in chosen]
@@ -103,8 +112,9 @@ class PromptPool:
         """For the checkpoint. Prompts are named, not copied: their text stays in their source."""
         return {
             "entries": [[entry.prompt.id, entry.uses] for entry in self._entries],
-            "known": list(self._known),
-            "counts": dict(self.counts),
+            "counts": dict(self._counts),
+            "curator": self._curator.state(),
+            "quarantined": list(self._quarantined),
         }
 
     def restore(self, state: Mapping[str, Any], prompts: Mapping[str, TrainingPrompt]) -> None:
@@ -112,36 +122,28 @@ class PromptPool:
 
         A prompt that was deleted from its source since then is counted as `deleted`.
         """
-        self._known = dict.fromkeys(state["known"])
-        self.counts = Counter(state["counts"])
-        self._entries = []
-        for prompt_id, uses in state["entries"]:
-            prompt = prompts.get(prompt_id)
-            if prompt is None:
-                self.counts["deleted"] += 1
-            else:
-                self._entries.append(_Entry(prompt, digest_of(prompt.messages), uses))
+        self._curator.restore(state["curator"])
+        self._counts = Counter(state["counts"])
+        if deleted := sum(prompt_id not in prompts for prompt_id in named_prompts(state)):
+            self._counts["deleted"] += deleted
+        self._entries = [
+            _Entry(prompts[prompt_id], uses)
+            for prompt_id, uses in state["entries"]
+            if prompt_id in prompts
+        ]
+        self._quarantined = {
+            prompt_id: prompts[prompt_id]
+            for prompt_id in state["quarantined"]
+            if prompt_id in prompts
+        }
 
-    def _judge(self, prompt: TrainingPrompt) -> tuple[str, str]:
-        if not prompt.messages:
-            return "empty", ""
-        digest = digest_of(prompt.messages)
-        if split_of(prompt.messages) is not Split.TRAIN or opening(prompt.messages) in (
-            self._held_out
-        ):
-            return "held_out", digest
-        if prompt.num_tokens > self._max_prompt_tokens:
-            return "too_long", digest
-        return ("duplicate" if digest in self._known else "accepted"), digest
-
-
-def digest_of(messages: Sequence[Message]) -> str:
-    """Identifies a prompt; 16 hexadecimal digits."""
-    text = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def _withdraw(self, prompt_id: str) -> None:
+        left = [entry for entry in self._entries if entry.prompt.id != prompt_id]
+        if len(left) < len(self._entries):
+            self._counts["withdrawn"] += 1
+        self._entries = left
 
 
-def opening(messages: Sequence[Message]) -> str:
-    """The first user message, white space collapsed: what the held-out split goes by."""
-    first = next((m for m in messages if m.role == "user"), messages[0])
-    return " ".join(first.content.split())
+def named_prompts(state: Mapping[str, Any]) -> list[str]:
+    """The ids of the prompts that a saved state needs from its source."""
+    return [prompt_id for prompt_id, _ in state["entries"]] + list(state["quarantined"])

@@ -12,7 +12,8 @@ from bond_core.holdout import Split, split_of
 from bond_core.store import Store
 from bond_core.store.records import CompletionRecord
 from bond_core.types import Message, Role
-from bond_trainer.prompt_pool import PromptPool, TrainingPrompt
+from bond_trainer.curation import log_curator, plain_curator
+from bond_trainer.prompt_pool import PromptPool, TrainingPrompt, named_prompts
 from bond_trainer.winners import disqualification
 
 LATE_ROWS = 1024
@@ -48,13 +49,15 @@ class PromptSource(Protocol):
         ...
 
 
-def new_pool(config: TrainerConfig, held_out: Collection[str]) -> PromptPool:
-    """An empty pool with the configured limits; `held_out` are openings never to be learned."""
-    return PromptPool(
-        max_uses=config.max_epochs,
-        max_prompt_tokens=config.max_prompt_tokens,
-        held_out=held_out,
-    )
+def new_pool(
+    config: TrainerConfig, held_out: Collection[str], *, from_log: bool = True
+) -> PromptPool:
+    """An empty pool with the configured limits; `held_out` are openings never to be learned.
+
+    Rows of the log are also judged by who asked, when, and what is usual.
+    """
+    curator = log_curator(config, held_out) if from_log else plain_curator(config, held_out)
+    return PromptPool(max_uses=config.max_epochs, curator=curator)
 
 
 class LogPrompts:
@@ -104,11 +107,8 @@ class LogPrompts:
         self._lowest = int(state["lowest"])
         self._highest = int(state["highest"])
         self._seen = set(state["seen"])
-        prompts: dict[str, TrainingPrompt] = {}
-        for row_id, _ in state["pool"]["entries"]:
-            record = await self._store.completions.get(row_id)
-            if record is not None and record.messages:
-                prompts[row_id] = _of_record(record)
+        records = await self._store.completions.get_many(named_prompts(state["pool"]))
+        prompts = {record.id: _of_record(record) for record in records if record.messages}
         self._pool.restore(state["pool"], prompts)
 
     async def _claim(self, limit: int) -> int:
@@ -119,8 +119,7 @@ class LogPrompts:
             self._seen.add(record.seq)
             self._lowest = min(self._lowest or record.seq, record.seq)
             self._highest = max(self._highest, record.seq)
-            self._pool.counts["rows"] += 1
-            self._pool.offer(_of_record(record))
+            self._pool.offer(_of_record(record), record.unit, record.created_at)
         self._seen = {seq for seq in self._seen if seq > self._watermark}
         return len(records)
 
@@ -149,7 +148,6 @@ class FilePrompts:
     async def take(self, count: int) -> list[TrainingPrompt]:
         if not self._opened:
             for prompt in (await self._read()).values():
-                self._pool.counts["rows"] += 1
                 self._pool.offer(prompt)
             self._opened = True
             if len(self._pool) < count:

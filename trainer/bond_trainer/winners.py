@@ -18,6 +18,8 @@ from bond_trainer.logprobs import TokenRow
 from bond_trainer.objectives.winners import winner_indices
 from bond_trainer.prompt_pool import opening
 
+SeededDraw = tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Winners:
@@ -40,14 +42,21 @@ async def logged_winners(
     """The newest qualifying rows with at least `best_of` candidates.
 
     The winner is taken among a row's first `best_of` candidates, so that rows of any larger N
-    give examples of one law.
+    give examples of one law. A request sent again with its seed draws the same candidates: that is
+    no second draw, and only the first is learned from (`repeated`).
     """
     rows = await store.completions.winners(best_of, max_rows)
     counts: Counter[str] = Counter()
     examples: list[TokenRow] = []
     seqs: list[int] = []
+    drawn: set[SeededDraw] = set()
     for row in sorted(rows, key=lambda record: record.seq):
         reason = disqualification(row, best_of, max_prompt_tokens, held_out)
+        if reason is None:
+            draw = _seeded_draw(row, best_of)
+            reason = "repeated" if draw in drawn else None
+            if draw is not None:
+                drawn.add(draw)
         counts[reason or "accepted"] += 1
         if reason is None:
             examples.append(winner_of(row, best_of))
@@ -86,3 +95,15 @@ def winner_of(row: CompletionRecord, best_of: int) -> TokenRow:
     scores = torch.tensor([[c.score for c in candidates]], dtype=torch.float64)
     best = candidates[int(winner_indices(scores)[0])]
     return TokenRow(row.prompt_token_ids, best.completion.token_ids)
+
+
+def _seeded_draw(row: CompletionRecord, best_of: int) -> SeededDraw | None:
+    """The seed, the prompt's tokens, and those of every candidate that competes, in their order.
+
+    None without a seed: equal candidates are then independent draws that happen to agree, and
+    leaving them out would bias the law.
+    """
+    if row.params.seed is None:
+        return None
+    candidates = (c.completion.token_ids for c in row.candidates[:best_of])
+    return row.params.seed, row.prompt_token_ids, tuple(candidates)

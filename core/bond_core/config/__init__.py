@@ -24,6 +24,7 @@ from bond_core.config.serving import (
     StoreConfig,
 )
 from bond_core.config.trainer import (
+    CurationConfig,
     EvaluationConfig,
     GateConfig,
     LoraConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "ArmsConfig",
     "BondConfig",
     "ClassifierScorerConfig",
+    "CurationConfig",
     "EngineConfig",
     "EvaluationConfig",
     "FakeEngineConfig",

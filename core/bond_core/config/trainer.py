@@ -101,6 +101,43 @@ class GateConfig(Section):
     """Optional check for forgetting."""
 
 
+class CurationConfig(Section):
+    """Which prompts are learned from; `max_prompt_tokens` of the trainer bounds them from above."""
+
+    min_prompt_tokens: int = Field(default=1, ge=1)
+    """Shorter prompts are left out as `too_short`; the chat template's tokens count."""
+    health_checks: tuple[str, ...] = (
+        "ping",
+        "pong",
+        "test",
+        "testing",
+        "hello",
+        "hi",
+        "hey",
+        "health",
+        "healthcheck",
+        "health check",
+        "heartbeat",
+        "are you there",
+        "hello world",
+    )
+    """A prompt whose only user message is one of these is left out as `health_check`; case, white
+    space and punctuation around it play no part."""
+    max_unit_share: float = Field(default=0.2, gt=0, le=1)
+    """Largest part of what is learned that comes from one unit; 1 for no bound. It holds while
+    there are units enough to respect it (1 / share)."""
+    share_window: int = Field(default=4096, ge=1)
+    """Rows of the log over which that part is taken."""
+    min_unit_rows: int = Field(default=256, ge=0)
+    """Rows in the window that a unit may always have."""
+    spike_window: int = Field(default=256, ge=8)
+    """Recent rows, compared with the eight times as many before them."""
+    spike_share: float = Field(default=0.25, gt=0, le=1)
+    """Part of the recent rows from which one template or unit can be a spike."""
+    spike_factor: float = Field(default=4.0, gt=1)
+    """How many times its earlier part that must be."""
+
+
 class TrainerConfig(Section):
     """The learner and its schedule."""
 
@@ -109,6 +146,7 @@ class TrainerConfig(Section):
     winners: WinnersConfig = WinnersConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+    curation: CurationConfig = CurationConfig()
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of AdamW, constant after the warm-up."""
     warmup_steps: int = Field(default=10, ge=0)

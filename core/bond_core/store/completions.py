@@ -128,6 +128,17 @@ class Completions:
 
         return await self._database.read(select)
 
+    async def get_many(self, ids: Sequence[str]) -> list[CompletionRecord]:
+        """Those of these completions that exist, oldest first."""
+
+        def select(connection: Connection) -> list[CompletionRecord]:
+            found: list[CompletionRecord] = []
+            for chunk in in_chunks(ids):
+                found.extend(_records(connection, _joined.where(completions.c.id.in_(chunk))))
+            return sorted(found, key=lambda record: record.seq)
+
+        return await self._database.read(select)
+
     async def unscored(self, limit: int, *, after_seq: int = 0) -> list[CompletionRecord]:
         """Answered rows with their content kept that lack a score, oldest first.
 

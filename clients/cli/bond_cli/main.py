@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from bond_cli.commands import ask, compare, demo, evaluate, policies, serve, train, up
+from bond_cli.commands import ask, choose_n, compare, demo, evaluate, policies, serve, train, up
 
 app = typer.Typer(
     name="bond",
@@ -42,6 +42,7 @@ app.command("demo")(demo.demo)
 app.command("ask")(ask.ask)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
+app.command("choose-n")(choose_n.choose)
 app.add_typer(policies.app, name="policies")
 
 

@@ -1,0 +1,57 @@
+"""Many scored samples of the reference, for choosing N: no learner, no store."""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from bond_core.config import BondConfig
+from bond_core.engines import build_engine
+from bond_core.errors import ConfigError
+from bond_core.holdout import Split
+from bond_core.rewards import Scorer, build_scorer
+from bond_core.types import REFERENCE_VERSION, Message
+from bond_trainer.draws import Draws, Scorers, draw_scored
+from bond_trainer.prompts import prompts_of_split, read_prompts
+
+
+async def sample_reference(
+    config: BondConfig, prompts: Sequence[tuple[Message, ...]], num_samples: int, seed: int = 0
+) -> Draws:
+    """`num_samples` answers to each prompt at standard sampling, scored by every scorer.
+
+    Raises `UnusablePromptsError`, `ScoringError` and `ModelLoadError` as sampling and loading do.
+    """
+    async with AsyncExitStack() as stack:
+        engine = build_engine(config.engine, config.model)
+        await engine.start()
+        stack.push_async_callback(engine.close)
+        opened: list[Scorer | None] = []
+        for settings in (config.scorer, config.judge, config.gold):
+            scorer = build_scorer(settings) if settings is not None else None
+            if scorer is not None:
+                await scorer.start()
+                stack.push_async_callback(scorer.close)
+            opened.append(scorer)
+        scorer, judge, gold = opened
+        assert scorer is not None, "the configuration requires it"
+        scorers = Scorers(scorer, judge, gold)
+        params = config.sampling.params()
+        return await draw_scored(
+            engine, REFERENCE_VERSION, prompts, params, num_samples, seed, scorers
+        )
+
+
+def report_prompts(config: BondConfig, file: Path | None, limit: int) -> list[tuple[Message, ...]]:
+    """The first `limit` prompts to report on: the configured ones, or the report half of a file.
+
+    A file whose report half is empty is taken whole. Raises `ConfigError` if there are none.
+    """
+    if file is not None:
+        return (prompts_of_split(file, Split.REPORT) or read_prompts(file))[:limit]
+    configured = config.trainer.evaluation.report_prompts
+    if configured is None:
+        raise ConfigError(
+            "no prompts to sample on: name a JSON-lines file with --prompts, or set "
+            "trainer.evaluation.report_prompts"
+        )
+    return read_prompts(configured)[:limit]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,3 +266,28 @@ def test_both_held_out_files_are_never_learned_from(tmp_path: Path, name: str) -
     file.write_text(json.dumps({"prompt": " what  is held out"}))
     config = config_of(tmp_path, tmp_path, evaluation={name: file})
     assert held_out_openings(config) == {"what is held out"}
+
+
+async def test_candidates_of_the_reference_come_with_their_prompt_once(store: Store) -> None:
+    """Best-of-3 of the reference qualifies; of a version, degraded or a single sample it does
+    not. An answer that was learned from says nothing new the second time."""
+    candidates = tuple(
+        Candidate(i, Completion(f"answer {i}", (10 + i, 1), (-1.0, -0.5), "stop"), float(i))
+        for i in range(3)
+    )
+    questions = messages_of(Split.TRAIN, 4)
+    best = {"arm": Arm.BON, "best_of": 3, "candidates": candidates, "chosen": (2,)}
+    rows = [
+        replace(row(0, questions[0]), **best),
+        replace(row(1, questions[1]), **best, version="v0002"),
+        replace(row(2, questions[2]), **best, degraded="unscored"),
+        row(3, questions[3]),
+    ]
+    for record in rows:
+        await store.completions.record(record)
+    prompts = source(store, max_epochs=2)
+    first = {p.messages: p.logged for p in await prompts.take(3)}
+    assert first[questions[0]] == tuple(candidate.completion for candidate in candidates)
+    assert [first[q] for q in questions[1:] if q in first] == [(), ()]
+    again = {p.messages: p.logged for p in await prompts.take(3)}
+    assert again[questions[0]] == ()

@@ -208,3 +208,36 @@ async def test_a_failing_gold_scorer_leaves_a_gap_and_decides_nothing(
     draws = await draw_scored(engine, "v0000", PROMPTS[:2], PARAMS, 2, 0, scorers)
     assert draws.gold_PS is None
     assert draws.rewards_PS.shape == (2, 2)
+
+
+async def test_logged_answers_stand_for_the_anchors_and_only_what_is_missing_is_drawn(
+    engine: LocalEngine,
+) -> None:
+    """Three prompts with 4, 1 and no logged answers, of which 3 anchor samples are wanted."""
+    drawn = await engine.generate("v0000", PROMPTS[0], PARAMS, n=4)
+    logged = [drawn.completions, drawn.completions[:1], ()]
+    groups, cost = await collect(
+        engine,
+        LengthScorer(),
+        PROMPTS,
+        PARAMS,
+        num_policy_samples=1,
+        num_anchor_samples=3,
+        seed=5,
+        logged=logged,
+    )
+    assert [len(g.anchor) for g in groups] == [3, 3, 3]
+    assert [r.token_ids for r in groups[0].anchor] == [c.token_ids for c in drawn.completions[:3]]
+    assert groups[1].anchor[0].token_ids == drawn.completions[0].token_ids
+    assert groups[1].anchor[0].reward == 1000 + len(drawn.completions[0].text)  # scored anew
+    assert cost.num_samples == (0 + 1) + (2 + 1) + (3 + 1)
+    fresh, _ = await collect(
+        engine,
+        LengthScorer(),
+        PROMPTS,
+        PARAMS,
+        num_policy_samples=1,
+        num_anchor_samples=3,
+        seed=5,
+    )
+    assert [g.policy for g in fresh] == [g.policy for g in groups]

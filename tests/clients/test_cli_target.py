@@ -48,6 +48,18 @@ def test_a_reward_model_is_a_folder_or_a_function(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_of_functions_is_answered_with_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "import math\n\ndef short(prompts, completions):\n    ...\n\ndef _inner(): ...\n"
+    )
+    with pytest.raises(CommandError, match=r"name its function, as --judge .*rewards\.py:short$"):
+        scorer_flag(str(file), "--judge")
+    file.write_text("def broken(:")
+    with pytest.raises(CommandError, match=r"rewards\.py:reward$"):
+        scorer_flag(str(file), "--judge")
+
+
 def test_a_folder_whose_name_has_a_colon_is_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "reward:v2"
     folder.mkdir()

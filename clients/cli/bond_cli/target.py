@@ -1,5 +1,6 @@
 """Flags that say what to serve, and the configuration that they and a file make together."""
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,12 +105,31 @@ def scorer_flag(value: str, flag: str) -> dict[str, Any]:
             CONFIG_EXIT,
         )
     path = Path(value).expanduser()
+    if path.suffix == ".py" and path.is_file():
+        names = functions_in(path) or ["reward"]
+        options = " or ".join(f"{flag} {value}:{name}" for name in names)
+        raise CommandError(
+            f"{flag} {value} is a file: name its function, as {options}", CONFIG_EXIT
+        )
     if _FUNCTION.fullmatch(value) and not path.exists():
         module, _, name = value.rpartition(":")
         if module.endswith(".py"):
             module = str(Path(module).expanduser().resolve())
         return {"type": "function", "function": f"{module}:{name}"}
     return {"type": "classifier", "path": str(path.resolve())}
+
+
+def functions_in(file: Path) -> list[str]:
+    """The public functions that a Python file defines; none if it cannot be read as Python."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return []
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_"
+    ]
 
 
 def merge(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -9,7 +10,15 @@ from transformers import AutoModelForCausalLM
 from bond_core.config import LoraConfig
 from bond_trainer.logprobs import TokenRow, backward_sequence_logprobs
 from bond_trainer.lora import POLICY, LoraPair
-from bond_trainer.shared_prompts import RowTerm, backward_shared_prompts
+from bond_trainer.shared_prompts import (
+    RowTerm,
+    _batches,
+    _Group,
+    _groups,
+    backward_shared_prompts,
+    buckets,
+    padding_share,
+)
 
 ROWS = [
     TokenRow((3, 40, 41, 4), (50, 51, 1)),
@@ -65,3 +74,29 @@ def test_values_and_gradients_are_those_of_separate_rows(
 def test_an_empty_answer_is_refused(pair: LoraPair) -> None:
     with pytest.raises(ValueError, match="row 0 has an empty prompt or completion"):
         backward_shared_prompts(pair.model, [TokenRow((3,), ())], [RowTerm(torch.ones(()))])
+
+
+def test_little_of_what_is_computed_is_padding() -> None:
+    """Lengths as a chat has them: prompts and answers log-normal, around 40 and 45 tokens."""
+    rng = np.random.default_rng(0)
+    rows = [
+        TokenRow((3,) * prompt, (5,) * int(answer))
+        for prompt in np.clip(rng.lognormal(3.7, 0.4, 64), 5, 300).astype(int)
+        for answer in np.clip(rng.lognormal(3.8, 0.45, 5), 2, 300).astype(int)
+    ]
+    batches = list(_batches(_groups(rows, [True] * len(rows)), rows, 8192))
+    assert padding_share(batches, rows) < 0.10
+    assert sum(len(group.places) for batch in batches for group in batch) == len(rows)
+
+
+def test_buckets_hold_every_row_once_and_are_full() -> None:
+    lengths = [10, 3, 9, 30, 29, 1, 2, 10]
+    found = list(buckets(lengths))
+    assert sorted(i for bucket in found for i in bucket) == list(range(8))
+    assert [sorted(lengths[i] for i in bucket) for bucket in found] == [
+        [29, 30], [9, 10, 10], [3], [2], [1],
+    ]  # fmt: skip
+    share = padding_share(
+        [[_Group((3, 4), tuple(range(2)))]], [TokenRow((3, 4), (5,) * n) for n in (9, 10)]
+    )
+    assert share == pytest.approx(1 - (1 + 19) / (1 + 20))

@@ -10,16 +10,25 @@ and the divergence between its tokens' next-token laws and another model's, over
 vocabulary.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from bond_trainer.head import VocabularyHead
 from bond_trainer.logprobs import DEFAULT_BATCH_TOKENS, TokenRow
 from bond_trainer.objectives.token_divergences import generalised_jsd
+
+FULLNESS = 0.85
+"""Of the longest answer in a bucket: answers between have a tenth of padding in the mean. Closer
+makes smaller batches, which costs more than it saves."""
+
+PROMPT_FULLNESS = 0.6
+"""Of the longest prompt in a micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,8 @@ class RowValues:
 
     logprobs_R: Tensor
     divergences_R: Tensor
+    padding_share: float
+    """Of the tokens that went through the model, how many were padding."""
 
 
 Other = Callable[[], AbstractContextManager[nn.Module]]
@@ -80,9 +91,10 @@ def backward_shared_prompts(
     """
     if other is None and any(term.divergence for term in terms):
         raise ValueError("a row has a divergence, but there is no other model")
-    values = RowValues(torch.full((len(rows),), torch.nan), torch.full((len(rows),), torch.nan))
+    logprobs_R, divergences_R = (torch.full((len(rows),), torch.nan) for _ in range(2))
     counted = [term.counts for term in terms]
-    for batch in _batches(_groups(rows, counted), rows, max_batch_tokens):
+    batches = list(_batches(_groups(rows, counted), rows, max_batch_tokens))
+    for batch in batches:
         places = [place for group in batch for place in group.places]
         other_hidden = None
         with torch.no_grad():
@@ -97,12 +109,12 @@ def backward_shared_prompts(
         gradient_MD, logprobs_M, divergences_M = _head_gradient(laws, tokens)
         hidden_MD.backward(gradient_MD)
         for target, flat_M in (
-            (values.logprobs_R, logprobs_M),
-            (values.divergences_R, divergences_M),
+            (logprobs_R, logprobs_M),
+            (divergences_R, divergences_M),
         ):
             sums = flat_M.new_zeros(len(places)).index_add_(0, tokens.row_M, flat_M)
             target[places] = sums.to(target)
-    return values
+    return RowValues(logprobs_R, divergences_R, padding_share(batches, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +240,8 @@ def _batches(
         prompt = max(longest_prompt, len(group.prompt_token_ids))
         answer = max(longest_answer, *(len(rows[p].completion_token_ids) for p in group.places))
         answers = num_answers + len(group.places)
-        if batch and (len(batch) + 1) * prompt + answers * answer > max_batch_tokens:
+        loose = bool(batch) and len(batch[0].prompt_token_ids) < PROMPT_FULLNESS * prompt
+        if batch and (loose or (len(batch) + 1) * prompt + answers * answer > max_batch_tokens):
             yield batch
             batch = []
             prompt, answers = len(group.prompt_token_ids), len(group.places)
@@ -243,7 +256,8 @@ def _hidden(head: VocabularyHead, batch: Sequence[_Group], rows: Sequence[TokenR
     """What the head takes at the positions that predict the answers' tokens, group after group.
 
     The prompts run without their last token, which predicts the answer's first and so begins
-    each answer's own part.
+    each answer's own part. Answers run in buckets of similar length, over the prompts' keys and
+    values, so that little of what is computed is padding.
     """
     device = head.device
     prefixes = [group.prompt_token_ids[:-1] for group in batch]
@@ -253,24 +267,62 @@ def _hidden(head: VocabularyHead, batch: Sequence[_Group], rows: Sequence[TokenR
         (batch[i].prompt_token_ids[-1], *answer[:-1])
         for i, answer in zip(owner, answers, strict=True)
     ]
-    suffix_ids_RS, suffix_mask_RS = _padded(suffixes, device)
-    lengths_R = torch.tensor([len(prefixes[i]) for i in owner], device=device)
-    positions_RS = lengths_R[:, None] + torch.arange(suffix_ids_RS.shape[1], device=device)
-    cache, mask_RT = None, suffix_mask_RS
+    cache = prefix_mask_GP = None
     if max(map(len, prefixes)) > 0:
         prefix_ids_GP, prefix_mask_GP = _padded(prefixes, device)
         cache = head.cache(prefix_ids_GP, prefix_mask_GP)
-        index_R = torch.tensor(owner, device=device)
-        cache.batch_select_indices(index_R)
-        mask_RT = torch.cat([prefix_mask_GP[index_R], suffix_mask_RS], dim=1)
-    hidden_RSD = head.hidden(
-        input_ids=suffix_ids_RS,
-        attention_mask=mask_RT,
-        position_ids=positions_RS,
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )
-    return hidden_RSD[suffix_mask_RS.bool()]
+    pieces: dict[int, Tensor] = {}
+    for bucket in buckets([len(suffix) for suffix in suffixes]):
+        ids_RS, mask_RS = _padded([suffixes[i] for i in bucket], device)
+        index_R = torch.tensor([owner[i] for i in bucket], device=device)
+        lengths_R = torch.tensor([len(prefixes[owner[i]]) for i in bucket], device=device)
+        positions_RS = lengths_R[:, None] + torch.arange(ids_RS.shape[1], device=device)
+        mask_RT = mask_RS
+        if prefix_mask_GP is not None:
+            mask_RT = torch.cat([prefix_mask_GP[index_R], mask_RS], dim=1)
+        hidden_RSD = head.hidden(
+            input_ids=ids_RS,
+            attention_mask=mask_RT,
+            position_ids=positions_RS,
+            past_key_values=None if cache is None else _selected(cache, index_R),
+            use_cache=cache is not None,
+        )
+        lengths = [len(suffixes[i]) for i in bucket]
+        pieces.update(zip(bucket, hidden_RSD[mask_RS.bool()].split(lengths), strict=True))
+    return torch.cat([pieces[i] for i in range(len(answers))])
+
+
+def padding_share(batches: Sequence[Sequence[_Group]], rows: Sequence[TokenRow]) -> float:
+    """1 - tokens / what they are filled up to, prompts and answers together; 0 of nothing."""
+    real = computed = 0
+    for batch in batches:
+        prompts = [len(group.prompt_token_ids) - 1 for group in batch]
+        answers = [len(rows[place].completion_token_ids) for g in batch for place in g.places]
+        real += sum(prompts) + sum(answers)
+        computed += len(prompts) * max(prompts)
+        computed += sum(len(b) * max(answers[i] for i in b) for b in buckets(answers))
+    return 1 - real / computed if computed else 0.0
+
+
+def buckets(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places of rows, longest first, in buckets whose shortest has `FULLNESS` of the longest."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    bucket: list[int] = []
+    for i in order:
+        if bucket and lengths[i] < FULLNESS * lengths[bucket[0]]:
+            yield bucket
+            bucket = []
+        bucket.append(i)
+    if bucket:
+        yield bucket
+
+
+def _selected(cache: Cache, index_R: Tensor) -> Cache:
+    """Keys and values of some rows, in a cache of their own that shares the others' graph."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(index_R)
+    return chosen
 
 
 def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

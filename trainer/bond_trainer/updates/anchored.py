@@ -155,4 +155,5 @@ def _metrics(
     metrics = dict(_loss(final, objective).metrics)
     if objective.kl == "exact":
         metrics["kl_to_anchor"] = float(kl_BP.mean())
+    metrics["padding_share"] = values.padding_share
     return {**metrics, "logprob_mismatch": float((known_BP - sampled_BP).abs().max())}

@@ -27,4 +27,8 @@ def backward_rloo(
     own_BP = values.logprobs_R.view_as(sampled_BP)
     known_BP = own_BP.where(own_BP.isfinite(), sampled_BP)
     mismatch = float((known_BP - sampled_BP).abs().max())
-    return {**output.metrics, "logprob_mismatch": mismatch}
+    return {
+        **output.metrics,
+        "logprob_mismatch": mismatch,
+        "padding_share": values.padding_share,
+    }

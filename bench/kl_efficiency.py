@@ -1,11 +1,13 @@
 """How much KL a policy of the demo's size needs for Best-of-8's quality, and how much it spends.
 
-Four steps, each writing to a folder, `--work`, so that a later one finds what it needs:
+Five steps, each writing to a folder, `--work`, so that a later one finds what it needs:
 
     python bench/kl_efficiency.py draw --rows 50000      # Best-of-8 winners of the reference
     python bench/kl_efficiency.py best-of-n              # Best-of-8 itself, by the same code
     python bench/kl_efficiency.py ceiling --seed 0       # maximum likelihood on all the winners
     python bench/kl_efficiency.py jbond --seed 0 --steps 150 --set objective.eta=0.005
+    python bench/kl_efficiency.py average --of ceiling-0 ceiling-1 ceiling-2 \\
+        --set lora.rank=48 --set lora.alpha=96 --scale 1 1.25
 
 `ceiling` is what supervised learning on exact winners reaches; `jbond` goes on from it (or from the
 reference with `--from-reference`). Every evaluation is on the 512 report prompts, 4 answers each,
@@ -38,6 +40,7 @@ from bond_core.statistics import quantiles
 from bond_demo import worlds
 from bond_demo.prompts import training_questions
 from bond_demo.settings import demo_config
+from bond_trainer.averaging import average_adapters
 from bond_trainer.draws import Draws, Scorers, draw_scored
 from bond_trainer.kl import kl_to_reference
 from bond_trainer.learner import Learner
@@ -48,7 +51,7 @@ from bond_trainer.winners_phase import epochs_of
 
 BEST_OF, SAMPLES, REFERENCE_SAMPLES = 8, 4, 16
 QUESTIONS_SEED = 777
-"""Of the prompts whose winners are drawn; J-BOND's come from the next seed."""
+"""Of the prompts whose winners are drawn; J-BOND's come from the seeds after it."""
 CHUNK = 250
 """Prompts drawn at once."""
 
@@ -165,12 +168,12 @@ async def jbond(bench: Bench) -> None:
     """Steps of the objective on prompts of their own."""
     config, arguments = bench.config, bench.arguments
     if not arguments.from_reference:
-        state = torch.load(arguments.work / f"ceiling-{arguments.seed}.pt")
+        state = torch.load(arguments.work / f"{arguments.init or f'ceiling-{arguments.seed}'}.pt")
         bench.learner.pair.load_tensors(POLICY, state)
         bench.learner.set_anchor()
     bench.learner.begin("rollouts")
     count = config.prompts_per_step
-    questions = training_questions(count * arguments.steps, QUESTIONS_SEED + 1)
+    questions = training_questions(count * arguments.steps, QUESTIONS_SEED + 1 + arguments.seed)
     policy, anchor = samples_per_prompt(config.objective)
     for step in range(arguments.steps):
         bench.publish()
@@ -183,8 +186,25 @@ async def jbond(bench: Bench) -> None:
         bench.learner.learn_from_rollouts(groups)
         if (step + 1) % arguments.every == 0 or step + 1 == arguments.steps:
             for name in (POLICY, ANCHOR):
-                facts = {"step": step + 1, "set": arguments.set}
+                facts = {"step": step + 1, "init": arguments.init, "set": arguments.set}
                 await bench.evaluate(name, f"jbond {name}", **facts)
+                tensors = bench.learner.pair.tensors(name)
+                torch.save(tensors, arguments.work / f"jbond-{name}-{arguments.seed}.pt")
+
+
+async def average(bench: Bench) -> None:
+    """The mean of what `--of` names, times each `--scale`, as one adapter of all their ranks.
+
+    `--set lora.rank=…` and `lora.alpha` have to be those of all together. The mean itself is
+    kept as `--save`.
+    """
+    arguments = bench.arguments
+    mean = average_adapters([torch.load(arguments.work / f"{name}.pt") for name in arguments.of])
+    torch.save(mean, arguments.work / f"{arguments.save}.pt")
+    for scale in arguments.scale:
+        scaled = {k: v * scale if "lora_B" in k else v for k, v in mean.items()}
+        bench.learner.pair.load_tensors(POLICY, scaled)
+        await bench.evaluate(POLICY, "average", of=arguments.of, scale=scale)
 
 
 def winners_file(arguments: argparse.Namespace) -> Path:
@@ -206,7 +226,13 @@ async def run(arguments: argparse.Namespace) -> None:
     scorer = build_scorer(ClassifierScorerConfig(path=worlds.proxy_path()))
     await scorer.start()
     bench = Bench(arguments, config, engine, learner, scorer)
-    steps = {"draw": draw, "ceiling": ceiling, "jbond": jbond, "best-of-n": Bench.best_of_n}
+    steps = {
+        "draw": draw,
+        "ceiling": ceiling,
+        "jbond": jbond,
+        "best-of-n": Bench.best_of_n,
+        "average": average,
+    }
     await steps[arguments.step_name](bench)
     await engine.close()
     await scorer.close()
@@ -216,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step_name", choices=["draw", "best-of-n", "ceiling", "jbond"])
+    parser.add_argument("step_name", choices=["draw", "best-of-n", "ceiling", "jbond", "average"])
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "kl-efficiency")
     parser.add_argument("--out", type=Path, default=Path("bench/results/kl_efficiency/rows.jsonl"))
     parser.add_argument("--rows", type=int, default=50_000)
@@ -224,6 +250,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--every", type=int, default=75)
     parser.add_argument("--from-reference", action="store_true")
+    parser.add_argument("--init", help="what jbond begins with, instead of the seed's ceiling")
+    parser.add_argument("--of", nargs="+", default=[], help="what average averages")
+    parser.add_argument("--scale", nargs="+", type=float, default=[1.0], help="of the mean update")
+    parser.add_argument("--save", default="average")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     asyncio.run(run(parser.parse_args()))
 

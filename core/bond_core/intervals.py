@@ -5,6 +5,7 @@ is over prompts. Intervals are Student's t; `bootstrap_interval` asks less of th
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +109,33 @@ def bootstrap_interval(
     draws = generator.integers(0, means.size, size=(num_resamples, means.size))
     alpha = (1 - confidence) / 2
     low, high = np.quantile(means[draws].mean(axis=1), [alpha, 1 - alpha])
+    return float(low), float(high)
+
+
+def bootstrap_interval_of(
+    statistic: Callable[[FloatArray], FloatArray],
+    *columns_PS: npt.ArrayLike,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a function of several means, whole prompts drawn with replacement.
+
+    Each column has a row for the same prompts, and a draw takes the same prompts from all of
+    them. `statistic` maps their means, `(columns, resamples)`, to values, `(resamples,)`; an
+    infinite value counts as larger than every other.
+    """
+    means_XP = np.stack([_prompt_means(column) for column in columns_PS])
+    num_prompts = means_XP.shape[1]
+    if num_prompts < 2:
+        raise ValueError("an interval needs at least 2 prompts")
+    generator = np.random.default_rng(seed)
+    picks_RP = generator.integers(0, num_prompts, size=(num_resamples, num_prompts))
+    counts_RP = np.zeros((num_resamples, num_prompts))
+    np.add.at(counts_RP, (np.arange(num_resamples)[:, None], picks_RP), 1)
+    values = statistic(means_XP @ counts_RP.T / num_prompts)
+    alpha = (1 - confidence) / 2
+    low, high = np.quantile(values, [alpha, 1 - alpha], method="closest_observation")
     return float(low), float(high)
 
 

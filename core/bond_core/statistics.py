@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bond_core.intervals import (
     MeanEstimate,
     bootstrap_interval,
+    bootstrap_interval_of,
     clustered_mean,
     mean_estimate,
     paired_difference,
@@ -23,6 +24,7 @@ __all__ = [
     "best_of_n_reward",
     "best_of_n_weights",
     "bootstrap_interval",
+    "bootstrap_interval_of",
     "clustered_mean",
     "mean_estimate",
     "paired_difference",

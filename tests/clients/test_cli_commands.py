@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bond_cli.commands.compare import side_by_side
-from bond_cli.commands.evaluate import versions_table
+from bond_cli.commands.policy_status import versions_table
 from bond_cli.extras import needs
 from bond_cli.failure import CommandError, explains_failures
 from bond_cli.main import app
@@ -185,8 +185,8 @@ def test_compare_prints_two_columns(gateway: str) -> None:
     assert "distilled v0002" in result.stdout
 
 
-def test_eval_prints_the_versions_and_why_some_were_refused(gateway: str) -> None:
-    result = CliRunner().invoke(app, ["eval", "--url", gateway])
+def test_policies_status_prints_the_versions_and_why_some_were_refused(gateway: str) -> None:
+    result = CliRunner().invoke(app, ["policies", "status", "--url", gateway])
     assert result.exit_code == 0
     assert "v0001 rejected: no gain" in result.stdout
 

@@ -210,6 +210,17 @@ def test_the_winners_rate_warms_up_and_decays_and_jbonds_stays(tiny_policy_path:
     assert learner.learning_rate() == 0.5
 
 
+def test_the_rate_of_rollouts_can_decay_to_a_tenth(tiny_policy_path: Path) -> None:
+    learner = learner_of(
+        tiny_policy_path, warmup_steps=0, learning_rate=1.0, learning_rate_decay_steps=4
+    )
+    rates: list[float] = []
+    for step in (0, 1, 3, 4, 1000):
+        learner.phase_step = step
+        rates.append(learner.learning_rate())
+    assert rates == [1.0, 0.75, 0.25, 0.1, 0.1]
+
+
 def test_the_state_round_trips_and_refuses_another_shape(tiny_policy_path: Path) -> None:
     learner = learner_of(tiny_policy_path)
     learner.learn_from_rollouts([sampled_by(learner)])

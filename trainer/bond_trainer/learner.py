@@ -26,8 +26,8 @@ from bond_trainer.shared_prompts import Other, RowTerm
 from bond_trainer.updates import UpdateContext, backward
 
 Phase = Literal["winners", "rollouts"]
-WINNERS_FINAL_RATE = 0.1
-"""Share of the winners phase's learning rate that is left at its end; it decays linearly."""
+FINAL_RATE = 0.1
+"""Share of the learning rate that is left where its linear decay ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Learner:
     """Updates the policy from rollouts or from winners.
 
     The phases have their own optimisers: `winners` warms up and decays over a known number of
-    steps, `rollouts` warms up and stays.
+    steps, `rollouts` warms up and then stays, or decays over `learning_rate_decay_steps`.
     """
 
     def __init__(
@@ -146,10 +146,11 @@ class Learner:
     def learning_rate(self) -> float:
         """Of the next update."""
         warm = min(1.0, (self.phase_step + 1) / (self._config.warmup_steps + 1))
-        if self.phase == "rollouts":
-            return self._base_rate() * warm
-        done = self.phase_step / max(1, self._num_phase_steps)
-        return self._base_rate() * warm * max(WINNERS_FINAL_RATE, 1 - done)
+        steps = self._config.learning_rate_decay_steps
+        if self.phase == "winners":
+            steps = max(1, self._num_phase_steps)
+        left = 1 - self.phase_step / steps if steps else 1.0
+        return self._base_rate() * warm * max(FINAL_RATE, left)
 
     def _base_rate(self) -> float:
         winners = self.phase == "winners"

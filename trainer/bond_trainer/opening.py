@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from bond_core.adapters import remove_leftovers
-from bond_core.config import BondConfig, LocalEngineConfig, ScorerConfig
+from bond_core.config import BondConfig, LocalEngineConfig
 from bond_core.engines.local import LocalEngine
 from bond_core.engines.local.loading import load_policy
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.fingerprints import model_digest
 from bond_core.holdout import Split
-from bond_core.rewards import build_scorer
 from bond_core.rewards.base import Scorer
 from bond_core.store import Store, open_store
 from bond_trainer.checkpoints import Checkpoints
@@ -28,6 +27,7 @@ from bond_trainer.held_out import HeldOutSource, held_out_openings
 from bond_trainer.learner import Learner
 from bond_trainer.lora import LoraPair
 from bond_trainer.metrics_log import MetricsLog
+from bond_trainer.opened_scorers import open_scorer, open_scorers
 from bond_trainer.promotion import Proposer
 from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
 from bond_trainer.suite import Suite, read_suite, suite_scorer
@@ -75,7 +75,6 @@ async def open_parts(
     # gigabytes, for a model of a few megabytes. It reads the variable at its first kernel.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.trainer.threads)
-    scorers_given = given or {}
     async with AsyncExitStack() as stack:
         store = await open_store(
             config.store_url,
@@ -95,13 +94,7 @@ async def open_parts(
             await load_active_teacher(store, learner.pair, config.trainer.lora, base_revision)
         await engine.start()
         stack.push_async_callback(engine.close)
-        scorers = Scorers(
-            await _open_scorer(stack, config.scorer, scorers_given.get("scorer")),
-            await _open_scorer(stack, config.judge, scorers_given.get("judge"))
-            if config.judge
-            else None,
-            await _open_scorer(stack, config.gold) if config.gold else None,
-        )
+        scorers = await open_scorers(stack, config, given)
         proposer = Proposer(
             config, store, engine, learner, scorers, await _open_suite(stack, config)
         )
@@ -154,20 +147,11 @@ def _build_learner(config: BondConfig, base_revision: str) -> tuple[LocalEngine,
     return engine, learner
 
 
-async def _open_scorer(
-    stack: AsyncExitStack, config: ScorerConfig, given: Scorer | None = None
-) -> Scorer:
-    scorer = given or build_scorer(config)
-    await scorer.start()
-    stack.push_async_callback(scorer.close)
-    return scorer
-
-
 async def _open_suite(stack: AsyncExitStack, config: BondConfig) -> Suite | None:
     suite = config.trainer.gate.suite
     if suite is None:
         return None
-    return read_suite(config, suite, await _open_scorer(stack, suite_scorer(suite)))
+    return read_suite(config, suite, await open_scorer(stack, suite_scorer(suite)))
 
 
 async def _take_lease(store: Store, run_id: str) -> None:

@@ -8,9 +8,9 @@ from bond_core.config import BondConfig
 from bond_core.engines import build_engine
 from bond_core.errors import ConfigError
 from bond_core.holdout import Split
-from bond_core.rewards import Scorer, build_scorer
 from bond_core.types import REFERENCE_VERSION, Message
-from bond_trainer.draws import Draws, Scorers, draw_scored
+from bond_trainer.draws import Draws, draw_scored
+from bond_trainer.opened_scorers import open_scorers
 from bond_trainer.prompts import prompts_of_split, read_prompts
 
 
@@ -25,16 +25,7 @@ async def sample_reference(
         engine = build_engine(config.engine, config.model)
         await engine.start()
         stack.push_async_callback(engine.close)
-        opened: list[Scorer | None] = []
-        for settings in (config.scorer, config.judge, config.gold):
-            scorer = build_scorer(settings) if settings is not None else None
-            if scorer is not None:
-                await scorer.start()
-                stack.push_async_callback(scorer.close)
-            opened.append(scorer)
-        scorer, judge, gold = opened
-        assert scorer is not None, "the configuration requires it"
-        scorers = Scorers(scorer, judge, gold)
+        scorers = await open_scorers(stack, config)
         params = config.sampling.params()
         return await draw_scored(
             engine, REFERENCE_VERSION, prompts, params, num_samples, seed, scorers

@@ -32,12 +32,19 @@ def variety_of(texts_PS: Sequence[Sequence[str]]) -> Variety:
     """Of `(prompts, samples)` texts, as many samples for each prompt."""
     words_PS = [[_words(text) for text in row] for row in texts_PS]
     repeated = [_repeated(words) for row in words_PS for words in row]
-    columns = [_distinct(column) for column in zip(*words_PS, strict=True)]
     return Variety(
         repeated_share=sum(repeated) / len(repeated),
         identical_share=_identical(texts_PS),
-        distinct_share=sum(columns) / len(columns),
+        distinct_share=distinct_n(texts_PS, 2),
     )
+
+
+def distinct_n(texts_PS: Sequence[Sequence[str]], n: int) -> float:
+    """Different n-grams over all n-grams of one answer to each prompt ("distinct-n", arXiv
+    1510.03055), averaged over the samples."""
+    words_PS = [[_words(text) for text in row] for row in texts_PS]
+    columns = [_distinct(column, n) for column in zip(*words_PS, strict=True)]
+    return sum(columns) / len(columns)
 
 
 def _identical(texts_PS: Sequence[Sequence[str]]) -> float:
@@ -64,7 +71,7 @@ def _repeated(words: Sequence[str]) -> float:
     return 1 - len(set(found)) / len(found) if found else 0.0
 
 
-def _distinct(answers: Iterable[Sequence[str]]) -> float:
-    """An answer of one word or none counts as one pair, so that short answers count too."""
-    found = [pair for words in answers for pair in _ngrams(words, 2) or [tuple(words)]]
+def _distinct(answers: Iterable[Sequence[str]], n: int) -> float:
+    """An answer of fewer words counts as one n-gram, so that short answers count too."""
+    found = [ngram for words in answers for ngram in _ngrams(words, n) or [tuple(words)]]
     return len(set(found)) / len(found)

@@ -11,6 +11,7 @@ import typer
 
 from bond_cli.extras import needs
 from bond_cli.failure import CONFIG_EXIT, CommandError
+from bond_cli.resolved import RESOLVED_NAME
 
 if TYPE_CHECKING:
     from bond_core.config import BondConfig
@@ -73,6 +74,14 @@ def read_target(target: Target) -> "BondConfig":
             from bond_demo.settings import demo_config
         flags = merge(demo_config(target.data_dir), flags)
     return load_config(target.config, flags)
+
+
+def config_of_data(config: Path | None, data_dir: Path | None) -> "BondConfig":
+    """The configuration that a data folder was made with, unless another is named."""
+    written = data_dir / RESOLVED_NAME if data_dir is not None else None
+    if config is None and written is not None and written.is_file():
+        return read_target(Target(config=written, data_dir=data_dir))
+    return read_target(Target(config=config, data_dir=data_dir))
 
 
 def flags_of(target: Target) -> dict[str, Any]:

@@ -148,9 +148,11 @@ class TrainerConfig(Section):
     gate: GateConfig = GateConfig()
     curation: CurationConfig = CurationConfig()
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of AdamW, constant after the warm-up."""
+    """Of AdamW, after the warm-up."""
     warmup_steps: int = Field(default=10, ge=0)
     """Steps over which the rate rises linearly."""
+    learning_rate_decay_steps: int = Field(default=0, ge=0)
+    """Steps over which the rate falls linearly to a tenth, where it stays; 0 keeps it constant."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     prompts_per_step: int = Field(default=32, ge=1)

@@ -15,6 +15,12 @@ def kl(log_p_MV: Tensor, log_q_MV: Tensor) -> Tensor:
     return torch.where(weight_MV > 0, weight_MV * (log_p_MV - log_q_MV), 0).sum(dim=-1)
 
 
+def entropy(log_p_MV: Tensor) -> Tensor:
+    """Of p; a token that p never draws adds nothing."""
+    weight_MV = log_p_MV.exp()
+    return -torch.where(weight_MV > 0, weight_MV * log_p_MV, 0).sum(dim=-1)
+
+
 def generalised_jsd(log_p_MV: Tensor, log_q_MV: Tensor, beta: float) -> Tensor:
     """beta * KL(p || m) + (1 - beta) * KL(q || m), with m = beta * p + (1 - beta) * q, scaled.
 

@@ -1,82 +1,149 @@
-"""`bond eval`: every policy version and what the gate saw of it."""
+"""`bond eval`: fresh samples of policy versions against the reference and its Best-of-n."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich import box
+import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from bond_cli.asking import DEFAULT_URL, ApiKey, Url
-from bond_cli.failure import explains_failures
+from bond_cli.commands.evaluation_table import (
+    against_sentences,
+    measures_table,
+    policies_table,
+)
+from bond_cli.extras import needs
+from bond_cli.failure import CommandError, explains_failures
+from bond_cli.target import (
+    ConfigFile,
+    DataDir,
+    Judge,
+    RewardModel,
+    Target,
+    config_of_data,
+    read_target,
+)
 
 if TYPE_CHECKING:
-    from bond_client import Policies, Policy
-
-_ABSENT = "–"
-_STATE_STYLES = {"active": "bold green", "rejected": "yellow", "rolled_back": "red"}
+    from bond_core.config import BondConfig
 
 
 @explains_failures
-def evaluate(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """List the policy versions of a running gateway with their evaluations."""
-    from bond_client import Client
+def evaluate(
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ADAPTER]...",
+            help="Versions such as v0003, or folders in PEFT's format; none takes the newest.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The base model's folder, without a data folder.")
+    ] = None,
+    reward_model: RewardModel = None,
+    judge: Judge = None,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines of prompts; of a large file its report half is taken."),
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(help="At most so many prompts.", min=2)] = 128,
+    samples: Annotated[int, typer.Option(help="Answers of each adapter to a prompt.", min=1)] = 4,
+    reference_samples: Annotated[
+        int, typer.Option(help="Answers of the reference to a prompt: the largest n.", min=2)
+    ] = 16,
+    best_of: Annotated[
+        int | None,
+        typer.Option(help="N to compare with.", show_default="the configuration's", min=1),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for eval.json and eval.png.")] = Path("eval"),
+) -> None:
+    """Sample, score and compare: no gateway needed, nothing is decided or stored.
 
-    with Client(url, api_key=api_key) as client:
-        policies = client.policies()
-    console = Console()
-    console.print(versions_table(policies))
-    for policy in policies.versions:
-        if policy.state in ("rejected", "rolled_back") and policy.reason:
-            console.print(Text(f"{policy.version} {policy.state}: {policy.reason}", style="dim"))
-
-
-def versions_table(policies: "Policies") -> Table:
-    """One line for each version, within 80 columns: reward with the half width of its 95 %
-    interval, KL to the reference, mean quantile u, effective N by quantile and by KL, win rates.
-
-    Effective N grows like the exponential of the KL, so it is shown by three digits.
+    On the report half of the held-out prompts, which neither training nor the gate looks at.
     """
-    title = "policy versions on the gate half of the held-out prompts"
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0
+    if model is None and reward_model is None and judge is None:
+        resolved = config_of_data(config, data_dir)
+    else:
+        resolved = read_target(
+            Target(
+                model=model,
+                reward_model=reward_model,
+                judge=judge,
+                config=config,
+                data_dir=data_dir,
+            )
+        )
+    n = best_of or resolved.arms.best_of
+    if n > reference_samples:
+        raise CommandError(
+            f"Best-of-{n} is estimated from at least {n} answers of the reference: "
+            f"--reference-samples {n} or more, or a smaller --best-of"
+        )
+    with needs("trainer", "eval"):
+        from bond_trainer.evaluation import draw_policies
+        from bond_trainer.evaluation import evaluate as measure
+        from bond_trainer.reference_samples import report_prompts
+    with needs("demo", "eval"):
+        from bond_trainer.evaluation.picture import draw_evaluation
+
+    folders = adapter_folders(resolved, adapters or [])
+    asked = report_prompts(resolved, prompts, num_prompts)
+    if len(asked) < 2:
+        raise CommandError("an evaluation needs at least 2 prompts; name a larger file")
+    drawn = asyncio.run(
+        draw_policies(
+            resolved,
+            folders,
+            asked,
+            num_samples=samples,
+            num_reference_samples=reference_samples,
+            seed=seed,
+        )
     )
-    table.add_column("version", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for heading in (
-        "step", "reward (95 %)", "KL nats", "u", "N_q", "N_KL", "win ref", "win BoN",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right", no_wrap=True)
-    for policy in policies.versions:
-        table.add_row(*_row(policy))
-    return table
+    found = {
+        "model": str(resolved.model.path),
+        "adapters": {name: str(path) for name, path in folders.items()},
+        "sampling": resolved.sampling.model_dump(mode="json"),
+        "seed": seed,
+        **measure(drawn, n),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "eval.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw_evaluation(found, out / "eval.png")
+    console = Console()
+    console.print(policies_table(found))
+    console.print(measures_table(found))
+    for sentence in against_sentences(found):
+        console.print(sentence)
+    console.print(f"written: {out / 'eval.json'}, {out / 'eval.png'}")
 
 
-def _row(policy: "Policy") -> list[str | Text]:
-    found = policy.evaluation
-    return [
-        Text(policy.version, style="bold" if policy.active else ""),
-        Text(policy.state, style=_STATE_STYLES.get(policy.state, "")),
-        str(policy.step),
-        _with_margin(found),
-        _number(found, "kl_nats", "{:.3f}"),
-        _number(found, "quantile_mean", "{:.3f}"),
-        _number(found, "n_q", "{:.3g}"),
-        _number(found, "n_kl", "{:.3g}"),
-        _number(found, "win_rate_vs_reference", "{:.1%}"),
-        _number(found, "win_rate_vs_best_of_n", "{:.1%}"),
-    ]
+def adapter_folders(config: "BondConfig", asked: list[str]) -> dict[str, Path]:
+    """The folders of what was asked for by name: a version of the data folder, or a path."""
+    from bond_core.adapters import MANIFEST_FILE
 
-
-def _number(found: Mapping[str, object], key: str, form: str) -> str:
-    value = found.get(key)
-    return form.format(value) if isinstance(value, int | float) else _ABSENT
-
-
-def _with_margin(found: Mapping[str, object]) -> str:
-    mean, interval = _number(found, "reward_mean", "{:.3f}"), found.get("reward_ci95")
-    if not isinstance(interval, list):
-        return mean
-    low, high = cast(list[float], interval)
-    return f"{mean} ±{(high - low) / 2:.3f}"
+    versions = {p.parent.name: p.parent for p in config.adapters_dir.glob(f"v*/{MANIFEST_FILE}")}
+    if not asked and not versions:
+        raise CommandError(
+            f"there is no version in {config.adapters_dir}: name a folder with a LoRA adapter, or "
+            "the data folder of a run with --data-dir"
+        )
+    found: dict[str, Path] = {}
+    for name in asked or [max(versions)]:
+        path = versions.get(name, Path(name).expanduser())
+        if not (path / "adapter_config.json").is_file():
+            known = ", ".join(sorted(versions)) or "none"
+            raise CommandError(
+                f"{name} is neither a version in {config.adapters_dir} (it has {known}) nor a "
+                "folder with adapter_config.json"
+            )
+        key = path.resolve().name
+        if key in found or key == "reference":
+            raise CommandError(f"two adapters are called {key}: rename a folder, or leave one out")
+        found[key] = path
+    return found

@@ -1,22 +1,22 @@
-"""`bond policies`: the versions in a data folder, and taking one out of it."""
+"""`bond policies`: the versions of a gateway or a data folder, and taking one out of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bond_cli.commands.policy_status import status
 from bond_cli.extras import needs
 from bond_cli.failure import CommandError, explains_failures
-from bond_cli.resolved import RESOLVED_NAME
-from bond_cli.target import ConfigFile, DataDir, Target, read_target
+from bond_cli.target import ConfigFile, DataDir, config_of_data
 
-if TYPE_CHECKING:
-    from bond_core.config import BondConfig
-
-app = typer.Typer(help="The policy versions in a data folder.", no_args_is_help=True)
+app = typer.Typer(
+    help="Policy versions: those of a gateway, or in a data folder.", no_args_is_help=True
+)
+app.command("status")(status)
 
 
 @app.command("list")
@@ -71,14 +71,6 @@ def export(
     else:
         export_adapter(folder, base, to)
     typer.echo(f"{version} is in {to}, with a card in README.md")
-
-
-def config_of_data(config: Path | None, data_dir: Path | None) -> "BondConfig":
-    """The configuration that a data folder was made with, unless another is named."""
-    written = data_dir / RESOLVED_NAME if data_dir is not None else None
-    if config is None and written is not None and written.is_file():
-        return read_target(Target(config=written, data_dir=data_dir))
-    return read_target(Target(config=config, data_dir=data_dir))
 
 
 def _number(value: object) -> str:

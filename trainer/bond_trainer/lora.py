@@ -50,7 +50,7 @@ class LoraPair:
             lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT scales by any number
             lora_dropout=0.0,
             target_modules=targets,
-            base_model_name_or_path=str(base.name_or_path),
+            base_model_name_or_path=str(base.name_or_path) or None,  # a model made in memory
         )
         base.requires_grad_(False)
         with warnings.catch_warnings():

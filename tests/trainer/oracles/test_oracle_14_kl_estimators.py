@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+from enumerable_model import ANSWERS, PROMPT, fresh_pair, token_logprobs
 from sequence_toy import answer_logprobs, kl, parameters
+
+from bond_core.types import Completion, Generation
+from bond_trainer.laws_along import laws_along
+from bond_trainer.lora import ANCHOR, POLICY
 
 
 def laws() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -44,4 +49,26 @@ def test_oracle_14_gradients_as_a_loss():
     )
     torch.testing.assert_close(
         gradient(weights @ (log_r.exp() - 1 - log_r)), gradient(kl(anchor, policy)), **same
+    )
+
+
+def test_oracle_14_what_is_reported_has_the_exact_means():
+    """Over all 625 answers of a real model, weighted by their probabilities: the per-token sums
+    that evaluations report have KL(pi || reference) and the entropy of pi as their means."""
+    pair = fresh_pair()
+    with torch.no_grad():
+        for factor in pair.factors(POLICY).values():
+            factor.normal_(std=0.3, generator=torch.Generator().manual_seed(5))
+        policy, reference = (token_logprobs(pair, name).sum(-1) for name in (POLICY, ANCHOR))
+    every = tuple(
+        Completion("", tuple(answer), (0.0,) * len(answer), "length") for answer in ANSWERS.tolist()
+    )
+    found = laws_along(
+        lambda: pair.using(POLICY), lambda: pair.using(None), [Generation(PROMPT, every)], 1.0
+    )
+    weights = policy.exp().numpy()
+    assert float(kl(policy, reference)) > 0.1
+    assert weights @ found.kl_PS[0] == pytest.approx(float(kl(policy, reference)), rel=1e-5)
+    assert weights @ found.entropy_PS[0] == pytest.approx(
+        -float(weights @ policy.numpy()), rel=1e-5
     )

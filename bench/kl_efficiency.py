@@ -23,6 +23,8 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,27 @@ class Bench:
             self.engine.publish(name, self.learner.pair.merged_weights(name))
 
 
+class RunningMean:
+    """The mean of the policy's factors over steps; what each step's noise adds goes down in it."""
+
+    def __init__(self, pair: LoraPair) -> None:
+        self._pair = pair
+        self._sums = {k: torch.zeros_like(v) for k, v in pair.tensors(POLICY).items()}
+        self.count = 0
+
+    def add(self) -> None:
+        self.count += 1
+        for name, value in self._pair.tensors(POLICY).items():
+            self._sums[name] += value
+
+    @contextmanager
+    def in_place_of_the_policy(self) -> Iterator[None]:
+        kept = {name: value.clone() for name, value in self._pair.tensors(POLICY).items()}
+        self._pair.load_tensors(POLICY, {k: v / self.count for k, v in self._sums.items()})
+        yield
+        self._pair.load_tensors(POLICY, kept)
+
+
 def efficiency(u_P: np.ndarray, kl_P: np.ndarray) -> float:
     u = float(u_P.mean())
     return u / (1 - u) / effective_n_from_kl(float(kl_P.mean()))
@@ -175,6 +198,7 @@ async def jbond(bench: Bench) -> None:
     count = config.prompts_per_step
     questions = training_questions(count * arguments.steps, QUESTIONS_SEED + 1 + arguments.seed)
     policy, anchor = samples_per_prompt(config.objective)
+    mean = RunningMean(bench.learner.pair)
     for step in range(arguments.steps):
         bench.publish()
         groups, _ = await collect(
@@ -184,12 +208,20 @@ async def jbond(bench: Bench) -> None:
             seed=derived_seed(arguments.seed, step),
         )  # fmt: skip
         bench.learner.learn_from_rollouts(groups)
+        if step >= arguments.average_from:
+            mean.add()
         if (step + 1) % arguments.every == 0 or step + 1 == arguments.steps:
+            facts = {"step": step + 1, "init": arguments.init, "set": arguments.set}
             for name in (POLICY, ANCHOR):
-                facts = {"step": step + 1, "init": arguments.init, "set": arguments.set}
                 await bench.evaluate(name, f"jbond {name}", **facts)
                 tensors = bench.learner.pair.tensors(name)
                 torch.save(tensors, arguments.work / f"jbond-{name}-{arguments.seed}.pt")
+            if mean.count:
+                with mean.in_place_of_the_policy():
+                    facts["averaged"] = mean.count
+                    await bench.evaluate(POLICY, "jbond mean", **facts)
+                    tensors = bench.learner.pair.tensors(POLICY)
+                    torch.save(tensors, arguments.work / f"jbond-mean-{arguments.seed}.pt")
 
 
 async def average(bench: Bench) -> None:
@@ -254,6 +286,7 @@ def main() -> None:
     parser.add_argument("--of", nargs="+", default=[], help="what average averages")
     parser.add_argument("--scale", nargs="+", type=float, default=[1.0], help="of the mean update")
     parser.add_argument("--save", default="average")
+    parser.add_argument("--average-from", type=int, default=10**9, help="jbond: step")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     asyncio.run(run(parser.parse_args()))
 

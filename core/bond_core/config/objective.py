@@ -38,7 +38,7 @@ class FixedBondConfig(Section):
     """BOND at a fixed N (arXiv 2407.14622, sections 3 and 4), minimising
     (1 - beta) * KL(Best-of-N || policy) + beta * KL(policy || Best-of-N)."""
 
-    type: Literal["bond"]
+    type: Literal["bond"] = "bond"
     """Names this objective."""
     n: int = Field(default=8, ge=2)
     """N of the Best-of-N that is distilled, of the anchor."""
@@ -76,7 +76,7 @@ class FixedBondConfig(Section):
 class RlooConfig(Section):
     """KL-regularised policy gradient with a leave-one-out baseline (arXiv 2402.14740)."""
 
-    type: Literal["rloo"]
+    type: Literal["rloo"] = "rloo"
     """Names this objective."""
     kl_coefficient: float = Field(default=0.05, ge=0)
     """What a nat of KL to the reference costs, in units of the reward."""
@@ -87,7 +87,7 @@ class RlooConfig(Section):
 class GkdConfig(Section):
     """On-policy distillation of a teacher policy (GKD, arXiv 2306.13649)."""
 
-    type: Literal["gkd"]
+    type: Literal["gkd"] = "gkd"
     """Names this objective."""
     teacher: Path | Literal["active"] = "active"
     """A folder with a larger model of the same tokenizer, or the version that is live when the

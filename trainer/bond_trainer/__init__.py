@@ -9,14 +9,11 @@
     learner.py          the update; lora.py the two adapters; logprobs.py, moving_average.py
     objectives/         one file per loss
     held_out.py         the prompts of the gate; reference_draws.py the reference on them
-    draws.py            scored samples; metrics.py, kl.py and laws_along.py what they say
-    evaluation/         `bond eval`: fresh samples, its own measures, its picture
+    draws.py            scored samples; metrics.py and kl.py what they say
     gate.py             the decision; gate_guards.py, gate_levels.py; variety.py, suite.py
     promotion.py        writes and proposes the version; probe.py
     checkpoints.py      what a restart takes up
-    progress.py         what the trainer says of itself; progress_bar.py in a terminal;
-                        metrics_log.py every step of it on disk
-    memory.py           what a run will take, before it starts
+    progress.py         what the trainer says of itself; metrics_log.py every step of it on disk
     library.py          `train`, for scripts and notebooks; export.py, model_card.py
 
 `run_training` and `train` are the doors; they import torch when they are called.

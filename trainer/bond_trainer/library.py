@@ -17,7 +17,6 @@ from bond_core.config import BondConfig, ObjectiveConfig
 from bond_core.errors import ConfigError
 from bond_core.rewards import Scorer
 from bond_core.rewards.function import FunctionScorer
-from bond_trainer.progress_bar import progress_shown
 
 RewardFunction = Callable[..., Any]
 Prompt = str | Sequence[Mapping[str, str]] | Mapping[str, Any]
@@ -47,7 +46,6 @@ def train(
     judge: str | Path | RewardFunction | None = None,
     sampling: Mapping[str, Any] | None = None,
     best_of: int = 8,
-    progress: bool | None = None,
     **trainer: Any,
 ) -> TrainingResult:
     """Train a LoRA adapter of a causal language model.
@@ -57,8 +55,6 @@ def train(
     `(prompts, completions, **kwargs) -> list[float]`. `prompts` are a JSON-lines file, texts,
     message lists, or rows with `prompt` or `messages`; a tenth, by hash, is held out. `trainer` are
     the keys of the configuration's section of that name. The same `out_dir` goes on where it was.
-    `progress` shows a bar with reward, KL and N_q beside the Best-of-N curve; None does in a
-    terminal or a notebook.
 
     Works inside a running event loop, as notebooks have one. Raises `ConfigError` for what cannot
     be used, `ModelLoadError` for what cannot be loaded.
@@ -84,14 +80,7 @@ def train(
     async def run() -> None:
         from bond_trainer.loop import run_training
 
-        with progress_shown(progress, max_steps or config.trainer.max_steps) as listener:
-            await run_training(
-                config,
-                prompts_file=file,
-                max_steps=max_steps,
-                scorers=given,
-                on_progress=listener,
-            )
+        await run_training(config, prompts_file=file, max_steps=max_steps, scorers=given)
 
     _in_own_loop(run)
     return _result(out, config)

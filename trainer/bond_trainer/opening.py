@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -20,7 +19,6 @@ from bond_core.engines.local.loading import load_policy
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.fingerprints import model_digest
 from bond_core.holdout import Split
-from bond_core.pretrained import check_folder
 from bond_core.rewards.base import Scorer
 from bond_core.store import Store, open_store
 from bond_trainer.checkpoints import Checkpoints
@@ -28,15 +26,12 @@ from bond_trainer.draws import Scorers
 from bond_trainer.held_out import HeldOutSource, held_out_openings
 from bond_trainer.learner import Learner
 from bond_trainer.lora import LoraPair
-from bond_trainer.memory import estimate_memory
 from bond_trainer.metrics_log import MetricsLog
 from bond_trainer.opened_scorers import open_scorer, open_scorers
 from bond_trainer.promotion import Proposer
 from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
 from bond_trainer.suite import Suite, read_suite, suite_scorer
 from bond_trainer.teacher import load_active_teacher, open_teacher
-
-logger = logging.getLogger(__name__)
 
 LEASE = "trainer"
 LEASE_TTL_S = 30.0
@@ -80,7 +75,6 @@ async def open_parts(
     # gigabytes, for a model of a few megabytes. It reads the variable at its first kernel.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_num_threads(config.trainer.threads)
-    _say_memory(config)
     async with AsyncExitStack() as stack:
         store = await open_store(
             config.store_url,
@@ -127,15 +121,6 @@ async def open_parts(
             openings=openings,
             ends_with_prompts=prompts_file is not None,
         )
-
-
-def _say_memory(config: BondConfig) -> None:
-    """Before anything is loaded. An estimate refuses nothing."""
-    check_folder(config.model.path)
-    level = logging.INFO
-    for line in estimate_memory(config).lines:
-        logger.log(level, "%s", line)
-        level = logging.WARNING
 
 
 def _build_learner(config: BondConfig, base_revision: str) -> tuple[LocalEngine, Learner]:

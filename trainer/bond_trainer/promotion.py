@@ -33,7 +33,7 @@ from bond_trainer.held_out import HeldOut
 from bond_trainer.kl import kl_to_reference
 from bond_trainer.learner import Learner
 from bond_trainer.lora import ANCHOR, POLICY
-from bond_trainer.metrics import best_of_n_curve, best_of_n_metrics, policy_metrics
+from bond_trainer.metrics import best_of_n_metrics, policy_metrics
 from bond_trainer.probe import choose_probe
 from bond_trainer.rejected import forget_old_rejected
 from bond_trainer.rollouts import derived_seed
@@ -184,9 +184,6 @@ class Proposer:
         if best_of <= reference.rewards_PS.shape[1]:
             metrics["best_of_n"] = best_of_n_metrics(reference, best_of)
         metrics["reference"] = best_of_n_metrics(reference, 1)
-        metrics["best_of_n_curve"] = {
-            n: point["reward_mean"] for n, point in best_of_n_curve(reference).items()
-        }
         return metrics
 
     async def _manifest(

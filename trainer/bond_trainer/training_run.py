@@ -202,10 +202,8 @@ class TrainingRun:
         self.progress.error = self.checkpoint_error
         self.proposed_at = self.step
         logger.info("%s is %s: %s", record.version, record.state, record.reason)
-        found = record.evaluation
-        scalars = {k: v for k, v in found.items() if isinstance(v, int | float)}
-        curve = {f"best_of_{n}_reward": v for n, v in found["best_of_n_curve"].items()}
-        self.progress.record_metrics("eval", {**scalars, **curve, "version": record.version})
+        scalars = {k: v for k, v in record.evaluation.items() if isinstance(v, int | float)}
+        self.progress.record_metrics("eval", {**scalars, "version": record.version})
         self.parts.metrics.append(self.step, self.progress.of("eval"))
         self._checkpoint()
 

@@ -27,10 +27,6 @@ def train(
     max_steps: Annotated[
         int | None, typer.Option(help="Stop after so many steps.", show_default=False)
     ] = None,
-    progress: Annotated[
-        bool | None,
-        typer.Option("--progress/--no-progress", help="Show a bar.", show_default="in a terminal"),
-    ] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Start the trainer alone."""
@@ -44,8 +40,4 @@ def train(
     log_to_stderr()
     with needs("trainer", "train"):
         from bond_trainer import run_training
-        from bond_trainer.progress_bar import progress_shown
-    with progress_shown(False if supervised else progress, max_steps or 0) as listener:
-        asyncio.run(
-            run_training(resolved, prompts_file=prompts, max_steps=max_steps, on_progress=listener)
-        )
+    asyncio.run(run_training(resolved, prompts_file=prompts, max_steps=max_steps))

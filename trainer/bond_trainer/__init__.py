@@ -14,6 +14,7 @@
     promotion.py        writes and proposes the version; probe.py
     checkpoints.py      what a restart takes up
     progress.py         what the trainer says of itself; metrics_log.py every step of it on disk
+    progress_bar.py     the same for who watches; standing.py where a policy stands
     library.py          `train`, for scripts and notebooks; export.py, model_card.py
 
 `run_training` and `train` are the doors; they import torch when they are called.

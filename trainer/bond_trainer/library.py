@@ -8,6 +8,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from bond_core.config import BondConfig, ObjectiveConfig
 from bond_core.errors import ConfigError
 from bond_core.rewards import Scorer
 from bond_core.rewards.function import FunctionScorer
+from bond_trainer.progress_bar import progress_bar, wanted_by_default
 
 RewardFunction = Callable[..., Any]
 Prompt = str | Sequence[Mapping[str, str]] | Mapping[str, Any]
@@ -46,6 +48,7 @@ def train(
     judge: str | Path | RewardFunction | None = None,
     sampling: Mapping[str, Any] | None = None,
     best_of: int = 8,
+    progress: bool | None = None,
     **trainer: Any,
 ) -> TrainingResult:
     """Train a LoRA adapter of a causal language model.
@@ -55,6 +58,7 @@ def train(
     `(prompts, completions, **kwargs) -> list[float]`. `prompts` are a JSON-lines file, texts,
     message lists, or rows with `prompt` or `messages`; a tenth, by hash, is held out. `trainer` are
     the keys of the configuration's section of that name. The same `out_dir` goes on where it was.
+    `progress` shows a bar; by default where standard output is a terminal or a notebook's cell.
 
     Works inside a running event loop, as notebooks have one. Raises `ConfigError` for what cannot
     be used, `ModelLoadError` for what cannot be loaded.
@@ -80,9 +84,14 @@ def train(
     async def run() -> None:
         from bond_trainer.loop import run_training
 
-        await run_training(config, prompts_file=file, max_steps=max_steps, scorers=given)
+        await run_training(
+            config, prompts_file=file, max_steps=max_steps, scorers=given, on_progress=listen
+        )
 
-    _in_own_loop(run)
+    shown = wanted_by_default() if progress is None else progress
+    steps = max_steps or config.trainer.max_steps
+    with progress_bar(steps) if shown else nullcontext() as listen:
+        _in_own_loop(run)
     return _result(out, config)
 
 

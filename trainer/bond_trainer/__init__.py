@@ -8,6 +8,7 @@
     rollouts.py         samples of policy and anchor, with rewards
     learner.py          the update; lora.py the two adapters; logprobs.py, moving_average.py
     objectives/         one file per loss
+    memory.py           how much a run needs; memory_report.py says it before it starts
     held_out.py         the prompts of the gate; reference_draws.py the reference on them
     draws.py            scored samples; metrics.py and kl.py what they say
     gate.py             the decision; gate_guards.py, gate_levels.py; variety.py, suite.py

@@ -31,7 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--words", type=int, default=40, help="words of every prompt")
-    parser.add_argument("--prompt-tokens", type=int, default=512, help="their bound in the settings")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=512, help="their bound in the settings"
+    )
     parser.add_argument("--answer-tokens", type=int, default=128)
     parser.add_argument("--micro-batch-tokens", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=3)

@@ -180,7 +180,8 @@ def test_the_table_and_the_warning() -> None:
     text = shortage(parts, "cpu", 4100 * MIB)
     assert text == (
         "the run may need 4.0 GiB of memory on cpu, where 4.0 GiB are free: most is for model, "
-        "learning; lower model.dtype, trainer.micro_batch_tokens (bfloat16 for a dtype), or stop what else uses the memory"
+        "learning; lower model.dtype, trainer.micro_batch_tokens (bfloat16 for a dtype), "
+        "or stop what else uses the memory"
     )
 
 

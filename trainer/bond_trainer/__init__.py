@@ -16,7 +16,8 @@
     checkpoints.py      what a restart takes up
     progress.py         what the trainer says of itself; metrics_log.py every step of it on disk
     progress_bar.py     the same for who watches; standing.py where a policy stands
-    library.py          `train`, for scripts and notebooks; export.py, model_card.py
+    library.py          `train`, for scripts and notebooks; loaded_models.py its models in memory
+    export.py           a version for others; model_card.py
 
 `run_training` and `train` are the doors; they import torch when they are called.
 """

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ def test_a_real_run_shows_its_steps_and_the_curve_of_its_reference(
     shown = capsys.readouterr().out
     assert "3/3 steps" in shown
     assert "stopped" in shown
+    assert re.search(r"^memory estimate\n  model +0.4 MiB\n", shown)
     evaluated = result.metrics[-1]
     words = " ".join(shown.split())  # the console's width breaks lines
     assert " ".join((evaluation_standing(evaluated) or "none").split()) in words

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from rich.console import Console
+
 from bond_core.adapters import MANIFEST_FILE, read_manifest
 from bond_core.config import BondConfig, ObjectiveConfig
 from bond_core.errors import ConfigError
@@ -71,7 +73,8 @@ def train(
     `prompts` are a JSON-lines file, texts,
     message lists, or rows with `prompt` or `messages`; a tenth, by hash, is held out. `trainer` are
     the keys of the configuration's section of that name. The same `out_dir` goes on where it was.
-    `progress` shows a bar; by default where standard output is a terminal or a notebook's cell.
+    `progress` shows a memory estimate and a bar; by default where standard output is a terminal or
+    a notebook's cell.
 
     Works inside a running event loop, as notebooks have one. Raises `ConfigError` for what cannot
     be used, `ModelLoadError` for what cannot be loaded.
@@ -103,6 +106,8 @@ def train(
             config, prompts_file=file, max_steps=max_steps, scorers=given, on_progress=listen
         )
 
+    if progress:
+        _print_memory_estimate(config, given)
     steps = max_steps or config.trainer.max_steps
     with progress_bar(steps) if progress else nullcontext() as listen:
         _in_own_loop(run)
@@ -176,6 +181,14 @@ def _row(prompt: Prompt, number: int) -> dict[str, Any]:
         f"prompt {number} is {prompt!r:.80}: expected a text, a list of messages, or a row with "
         "'prompt' or 'messages'"
     )
+
+
+def _print_memory_estimate(config: BondConfig, given: Mapping[str, Scorer]) -> None:
+    """For those who watch without having configured logging, to which it goes as well."""
+    from bond_trainer.memory_report import estimate_parts, table
+
+    text = f"memory estimate\n{table(estimate_parts(config, given.keys()))}"
+    Console().print(text, markup=False, highlight=False)
 
 
 def _in_own_loop(run: Callable[[], Any]) -> None:

@@ -88,7 +88,7 @@ def _in_notebook(latest: list[TrainingRecord], now: Callable[[], RenderableType]
     from IPython.display import display  # pyright: ignore[reportMissingImports]
 
     def text() -> dict[str, str]:
-        console = Console(file=io.StringIO(), width=100, force_jupyter=False)
+        console = Console(file=io.StringIO(), width=100, force_jupyter=False, color_system=None)
         with console.capture() as captured:
             console.print(now())
         return {"text/plain": captured.get()}

@@ -8,13 +8,16 @@
     rollouts.py         samples of policy and anchor, with rewards
     learner.py          the update; lora.py the two adapters; logprobs.py, moving_average.py
     objectives/         one file per loss
+    memory.py           how much a run needs; memory_report.py says it before it starts
     held_out.py         the prompts of the gate; reference_draws.py the reference on them
     draws.py            scored samples; metrics.py and kl.py what they say
     gate.py             the decision; gate_guards.py, gate_levels.py; variety.py, suite.py
     promotion.py        writes and proposes the version; probe.py
     checkpoints.py      what a restart takes up
     progress.py         what the trainer says of itself; metrics_log.py every step of it on disk
-    library.py          `train`, for scripts and notebooks; export.py, model_card.py
+    progress_bar.py     the same for who watches; standing.py where a policy stands
+    library.py          `train`, for scripts and notebooks; loaded_models.py its models in memory
+    export.py           a version for others; model_card.py
 
 `run_training` and `train` are the doors; they import torch when they are called.
 """

@@ -8,15 +8,24 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.console import Console
 
 from bond_core.adapters import MANIFEST_FILE, read_manifest
 from bond_core.config import BondConfig, ObjectiveConfig
 from bond_core.errors import ConfigError
 from bond_core.rewards import Scorer
 from bond_core.rewards.function import FunctionScorer
+from bond_trainer.progress_bar import progress_bar, wanted_by_default
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    LoadedReward = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 RewardFunction = Callable[..., Any]
 Prompt = str | Sequence[Mapping[str, str]] | Mapping[str, Any]
@@ -36,42 +45,55 @@ class TrainingResult:
 
 
 def train(
-    model: str | Path,
-    reward: str | Path | RewardFunction,
+    model: "str | Path | PreTrainedModel",
+    reward: "str | Path | RewardFunction | LoadedReward",
     prompts: str | Path | Iterable[Prompt],
     *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     objective: ObjectiveConfig | None = None,
     out_dir: str | Path = "bond-training",
     max_steps: int | None = None,
-    judge: str | Path | RewardFunction | None = None,
+    judge: "str | Path | RewardFunction | LoadedReward | None" = None,
     sampling: Mapping[str, Any] | None = None,
     best_of: int = 8,
+    progress: bool | None = None,
     **trainer: Any,
 ) -> TrainingResult:
     """Train a LoRA adapter of a causal language model.
 
-    `model` is a folder. `reward` (and `judge`, which only decides whether a version is better) is a
-    reward model's folder, `file.py:function`, or a function of TRL's signature
-    `(prompts, completions, **kwargs) -> list[float]`. `prompts` are a JSON-lines file, texts,
+    `model` is a folder, or a loaded model with its `tokenizer`. `reward` (and `judge`, which only
+    decides whether a version is better) is a reward model's folder, `file.py:function`, a function
+    of TRL's signature `(prompts, completions, **kwargs) -> list[float]`, or a loaded reward model
+    of one label with its tokenizer, `(model, tokenizer)`.
+
+    A loaded model is copied to `out_dir/given`, once, as large as its weights; the run reads the
+    copy, in the type of the model's weights, and leaves the model as it is, also in memory. Changed
+    weights are another model, which an `out_dir` with checkpoints refuses.
+
+    `prompts` are a JSON-lines file, texts,
     message lists, or rows with `prompt` or `messages`; a tenth, by hash, is held out. `trainer` are
     the keys of the configuration's section of that name. The same `out_dir` goes on where it was.
+    `progress` shows a memory estimate and a bar; by default where standard output is a terminal or
+    a notebook's cell.
 
     Works inside a running event loop, as notebooks have one. Raises `ConfigError` for what cannot
     be used, `ModelLoadError` for what cannot be loaded.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
+    if progress is None:
+        progress = wanted_by_default()
     given: dict[str, Scorer] = {}
     settings: dict[str, Any] = {
-        "model": {"path": Path(model), "name": Path(model).resolve().name},
-        "scorer": _scorer_settings(reward, "scorer", given),
+        "model": _model_settings(model, tokenizer, out),
+        "scorer": _scorer_settings(reward, "scorer", given, out),
         "sampling": dict(sampling or {}),
         "arms": {"best_of": best_of},
         "trainer": dict(trainer),
         "data_dir": out,
     }
     if judge is not None:
-        settings["judge"] = _scorer_settings(judge, "judge", given)
+        settings["judge"] = _scorer_settings(judge, "judge", given, out)
     if objective is not None:
         settings["trainer"]["objective"] = objective.model_dump(mode="json")
     config = BondConfig.model_validate(settings)
@@ -80,15 +102,49 @@ def train(
     async def run() -> None:
         from bond_trainer.loop import run_training
 
-        await run_training(config, prompts_file=file, max_steps=max_steps, scorers=given)
+        await run_training(
+            config, prompts_file=file, max_steps=max_steps, scorers=given, on_progress=listen
+        )
 
-    _in_own_loop(run)
+    if progress:
+        _print_memory_estimate(config, given)
+    steps = max_steps or config.trainer.max_steps
+    with progress_bar(steps) if progress else nullcontext() as listen:
+        _in_own_loop(run)
     return _result(out, config)
 
 
-def _scorer_settings(
-    source: str | Path | RewardFunction, role: str, given: dict[str, Scorer]
+def _model_settings(
+    source: "str | Path | PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", out: Path
 ) -> dict[str, Any]:
+    if isinstance(source, str | Path):
+        if tokenizer is not None:
+            raise ConfigError(
+                f"`tokenizer` is for a loaded model; that of {source} is read from its folder: "
+                "leave it out"
+            )
+        return {"path": Path(source), "name": Path(source).resolve().name}
+    from bond_trainer.loaded_models import kept_copy
+
+    return kept_copy(source, tokenizer, out / "given", "model").settings()
+
+
+def _scorer_settings(
+    source: "str | Path | RewardFunction | LoadedReward",
+    role: str,
+    given: dict[str, Scorer],
+    out: Path,
+) -> dict[str, Any]:
+    if isinstance(source, tuple):
+        from bond_trainer.loaded_models import kept_copy
+
+        if len(source) != 2:
+            raise ConfigError(f"a loaded {role} is a pair (model, tokenizer), not {len(source)}")
+        model, tokenizer = source
+        copy = kept_copy(model, tokenizer, out / "given", role)
+        return {"type": "classifier", "path": copy.path, "dtype": copy.dtype}
+    if hasattr(source, "save_pretrained"):
+        raise ConfigError(f"a loaded {role} needs its tokenizer: give a pair (model, tokenizer)")
     if callable(source):
         scorer = FunctionScorer.of(source)
         given[role] = scorer
@@ -125,6 +181,14 @@ def _row(prompt: Prompt, number: int) -> dict[str, Any]:
         f"prompt {number} is {prompt!r:.80}: expected a text, a list of messages, or a row with "
         "'prompt' or 'messages'"
     )
+
+
+def _print_memory_estimate(config: BondConfig, given: Mapping[str, Scorer]) -> None:
+    """For those who watch without having configured logging, to which it goes as well."""
+    from bond_trainer.memory_report import estimate_parts, table
+
+    text = f"memory estimate\n{table(estimate_parts(config, given.keys()))}"
+    Console().print(text, markup=False, highlight=False)
 
 
 def _in_own_loop(run: Callable[[], Any]) -> None:

@@ -26,6 +26,7 @@ from bond_trainer.draws import Scorers
 from bond_trainer.held_out import HeldOutSource, held_out_openings
 from bond_trainer.learner import Learner
 from bond_trainer.lora import LoraPair
+from bond_trainer.memory_report import report_memory
 from bond_trainer.metrics_log import MetricsLog
 from bond_trainer.opened_scorers import open_scorer, open_scorers
 from bond_trainer.promotion import Proposer
@@ -88,6 +89,7 @@ async def open_parts(
         await _take_lease(store, run_id)
         stack.push_async_callback(store.leases.release, LEASE, run_id)
         remove_leftovers(config.adapters_dir)
+        await asyncio.to_thread(report_memory, config, scorers_given.keys())
         base_revision = await asyncio.to_thread(model_digest, config.model.path)
         engine, learner = _build_learner(config, base_revision)
         if config.trainer.objective.type == "gkd" and config.trainer.objective.teacher == "active":

@@ -14,10 +14,12 @@ from bond_trainer.checkpoints import CheckpointError, Snapshot
 from bond_trainer.draws import UnusablePromptsError
 from bond_trainer.learner import StepReport
 from bond_trainer.lora import ANCHOR, POLICY
+from bond_trainer.metrics import best_of_n_curve
 from bond_trainer.opening import Parts
 from bond_trainer.progress import Progress
 from bond_trainer.prompt_pool import TrainingPrompt
 from bond_trainer.rollouts import RolloutCost, collect, derived_seed, samples_per_prompt
+from bond_trainer.standing import curve_metrics, evaluation_standing
 from bond_trainer.winners_phase import run_winners_phase
 
 logger = logging.getLogger(__name__)
@@ -204,6 +206,7 @@ class TrainingRun:
         logger.info("%s is %s: %s", record.version, record.state, record.reason)
         scalars = {k: v for k, v in record.evaluation.items() if isinstance(v, int | float)}
         self.progress.record_metrics("eval", {**scalars, "version": record.version})
+        logger.info("%s", evaluation_standing(self.progress.metrics))
         self.parts.metrics.append(self.step, self.progress.of("eval"))
         self._checkpoint()
 
@@ -212,9 +215,13 @@ class TrainingRun:
         parts = self.parts
         while (held_out := await parts.held_out.resolve(parts.engine, parts.scorers)) is not None:
             try:
-                return await parts.proposer.propose(self.step, held_out, self._log_window())
+                record = await parts.proposer.propose(self.step, held_out, self._log_window())
             except UnusablePromptsError as error:
                 parts.held_out.leave_out(error)
+                continue
+            curve = await asyncio.to_thread(best_of_n_curve, held_out.reference)
+            self.progress.record_metrics("eval", curve_metrics(curve))
+            return record
         return None
 
     def _log_window(self) -> dict[str, int]:

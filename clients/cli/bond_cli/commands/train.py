@@ -1,10 +1,12 @@
 """`bond train`: the trainer alone, in this process."""
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from bond_cli.extras import needs
 from bond_cli.failure import explains_failures
@@ -27,6 +29,14 @@ def train(
     max_steps: Annotated[
         int | None, typer.Option(help="Stop after so many steps.", show_default=False)
     ] = None,
+    progress: Annotated[
+        bool | None,
+        typer.Option(
+            "--progress/--no-progress",
+            help="A bar with reward, KL and N_q; by default where output is a terminal.",
+            show_default=False,
+        ),
+    ] = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Start the trainer alone."""
@@ -37,7 +47,27 @@ def train(
             model=model, reward_model=reward_model, judge=judge, config=config, data_dir=data_dir
         )
     )
-    log_to_stderr()
     with needs("trainer", "train"):
         from bond_trainer import run_training
-    asyncio.run(run_training(resolved, prompts_file=prompts, max_steps=max_steps))
+        from bond_trainer.progress_bar import progress_bar, wanted_by_default
+    if not (wanted_by_default() if progress is None else progress):
+        log_to_stderr()
+        asyncio.run(run_training(resolved, prompts_file=prompts, max_steps=max_steps))
+        return
+    console = Console()
+    log_to_stderr([_AboveTheBar(console)])
+    with progress_bar(max_steps or resolved.trainer.max_steps, console) as listen:
+        asyncio.run(
+            run_training(resolved, prompts_file=prompts, max_steps=max_steps, on_progress=listen)
+        )
+
+
+class _AboveTheBar(logging.Handler):
+    """Prints log lines where the bar is drawn: two writers of one terminal would mix."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)

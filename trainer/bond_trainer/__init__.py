@@ -10,7 +10,8 @@
     objectives/         one file per loss
     memory.py           how much a run needs; memory_report.py says it before it starts
     held_out.py         the prompts of the gate; reference_draws.py the reference on them
-    draws.py            scored samples; metrics.py and kl.py what they say
+    draws.py            scored samples; metrics.py, kl.py and laws_along.py what they say
+    evaluation/         `bond eval`: fresh samples, its own measures, its picture
     gate.py             the decision; gate_guards.py, gate_levels.py; variety.py, suite.py
     promotion.py        writes and proposes the version; probe.py
     checkpoints.py      what a restart takes up

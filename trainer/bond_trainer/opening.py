@@ -89,7 +89,7 @@ async def open_parts(
         await _take_lease(store, run_id)
         stack.push_async_callback(store.leases.release, LEASE, run_id)
         remove_leftovers(config.adapters_dir)
-        await asyncio.to_thread(report_memory, config, scorers_given.keys())
+        await asyncio.to_thread(report_memory, config, (given or {}).keys())
         base_revision = await asyncio.to_thread(model_digest, config.model.path)
         engine, learner = _build_learner(config, base_revision)
         if config.trainer.objective.type == "gkd" and config.trainer.objective.teacher == "active":

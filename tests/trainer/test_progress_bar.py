@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from bond_core.store import TrainingRecord
-from bond_trainer import train
+from bond_trainer import TrainingResult, train
 from bond_trainer.metrics import CURVE
 from bond_trainer.progress_bar import progress_bar, rendered
 from bond_trainer.standing import curve_line, evaluation_standing, training_standing
@@ -101,18 +101,24 @@ def letters(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[f
 def test_a_real_run_shows_its_steps_and_the_curve_of_its_reference(
     tiny_policy_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = train(
-        tiny_policy_path, letters, [f"question {i}" for i in range(400)], out_dir=tmp_path,
-        max_steps=3, progress=True, prompts_per_step=4, nice=0, lora={"rank": 4, "alpha": 8},
-        evaluation={"num_prompts": 8, "min_prompts": 8}, sampling={"max_tokens": 12},
-    )  # fmt: skip
+    def run() -> TrainingResult:
+        return train(
+            tiny_policy_path, letters, [f"question {i}" for i in range(400)], out_dir=tmp_path,
+            max_steps=3, progress=True, prompts_per_step=4, nice=0, lora={"rank": 4, "alpha": 8},
+            evaluation={"num_prompts": 8, "min_prompts": 8}, sampling={"max_tokens": 12},
+        )  # fmt: skip
+
+    result = run()
     shown = capsys.readouterr().out
     assert "3/3 steps" in shown
     assert "stopped" in shown
     assert re.search(r"^memory estimate\n  model +0.4 MiB\n", shown)
     evaluated = result.metrics[-1]
     words = " ".join(shown.split())  # the console's width breaks lines
-    assert " ".join((evaluation_standing(evaluated) or "none").split()) in words
+    standing = " ".join((evaluation_standing(evaluated) or "none").split())
+    assert standing in words
+    run()  # goes on where it was, which is the end: the version is shown again
+    assert standing in " ".join(capsys.readouterr().out.split())
     # the curve is that of the reference's kept samples: at 1 their mean, at all of them the maximum
     [kept] = (tmp_path / "evaluation").glob("reference-*.json")
     rewards_PS = np.array(json.loads(kept.read_text())["rewards"])

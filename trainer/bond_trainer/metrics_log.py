@@ -52,6 +52,13 @@ class MetricsLog:
                     self._writer.add_scalar(name, value, step, walltime=now)
             self._writer.flush()
 
+    def latest(self, prefix: str) -> dict[str, Any]:
+        """The values under a prefix, such as `eval`, in the last row that has any."""
+        for row in reversed(read_metrics(self._directory)):
+            if found := {k: v for k, v in row.items() if k.startswith(f"{prefix}/")}:
+                return found
+        return {}
+
     def close(self) -> None:
         """End TensorBoard's file."""
         if self._writer is not None:

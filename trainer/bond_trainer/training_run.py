@@ -69,6 +69,7 @@ class TrainingRun:
         """Take up the last checkpoint, then learn until there is a reason to end."""
         await self._resume()
         self.parts.metrics.open_at(self.step)
+        self.progress.metrics.update(self.parts.metrics.latest("eval"))
         self._publish()
         while not self._done():
             if self.step == 0 and not self.begun:

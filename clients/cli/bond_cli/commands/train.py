@@ -55,14 +55,14 @@ def train(
         asyncio.run(run_training(resolved, prompts_file=prompts, max_steps=max_steps))
         return
     console = Console()
-    log_to_stderr([_AboveTheBar(console)])
+    log_to_stderr([AboveTheBar(console)])
     with progress_bar(max_steps or resolved.trainer.max_steps, console) as listen:
         asyncio.run(
             run_training(resolved, prompts_file=prompts, max_steps=max_steps, on_progress=listen)
         )
 
 
-class _AboveTheBar(logging.Handler):
+class AboveTheBar(logging.Handler):
     """Prints log lines where the bar is drawn: two writers of one terminal would mix."""
 
     def __init__(self, console: Console) -> None:

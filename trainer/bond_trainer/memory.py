@@ -1,9 +1,10 @@
 """How much memory a training run needs, from the shapes of its parts. Pure arithmetic.
 
 Parts that are held (weights, factors, their gradients and moments) are exact. What a phase needs
-beside them is an upper bound for decoders with attention and a gated feed-forward part, of which
-training, sampling, scoring and publishing take turns: the peak is what is held and the largest of
-them. The process itself (Python and its libraries) is not counted.
+beside them is an upper bound for decoders with attention and a gated feed-forward part. The phases
+take turns, but on a CPU each runs in a thread of its own, whose allocator keeps what it has freed,
+so that they add up; an accelerator has one pool, and there only the largest counts. The process
+itself (Python and its libraries) is not counted, nor what an allocator loses between its blocks.
 """
 
 from collections.abc import Sequence
@@ -94,9 +95,13 @@ class Part:
 
 
 def peak_bytes(parts: Sequence[Part]) -> int:
-    """All that is held, and the largest of what passes."""
-    held = sum(part.num_bytes for part in parts if not part.passing)
-    return held + max((part.num_bytes for part in parts if part.passing), default=0)
+    """All that is held, and what passes: on a CPU all of it, elsewhere each device's largest."""
+    held = sum(part.num_bytes for part in parts if not part.passing or part.device == "cpu")
+    largest: dict[str, int] = {}
+    for part in parts:
+        if part.passing and part.device != "cpu":
+            largest[part.device] = max(largest.get(part.device, 0), part.num_bytes)
+    return held + sum(largest.values())
 
 
 def training_parts(shape: ModelShape, work: Workload, device: str = "cpu") -> list[Part]:
@@ -149,9 +154,9 @@ def learning_bytes(shape: ModelShape, work: Workload) -> int:
     """Activations of one micro-batch, kept for its backward pass, and one chunk of logits.
 
     The base is frozen, so that a linear module keeps nothing of its own but the adapter's inner
-    values, and its input if A is trained. Two norms keep their input in float32, attention
-    queries, answers, keys and values (of the prompt for each of its answers), the gated part
-    three tensors of its inner width.
+    values, and its input if A is trained. Two norms keep input, scaled input and output in float32,
+    attention queries and answers, before and after rotation, keys and values (of the prompt for
+    each of its answers), the gated part four tensors of its inner width.
     """
     tokens = work.batch_tokens
     answers = -(-tokens // work.group_tokens) * work.samples_per_prompt
@@ -159,7 +164,7 @@ def learning_bytes(shape: ModelShape, work: Workload) -> int:
     width = shape.weight_bytes
     attention = shape.num_heads * shape.head_size * width
     per_token = shape.num_layers * (
-        2 * shape.hidden * FLOAT32 + 2 * attention + 3 * shape.intermediate * width
+        6 * shape.hidden * FLOAT32 + 4 * attention + 4 * shape.intermediate * width
     )
     per_token += len(shape.adapted) * work.rank * FLOAT32
     if not work.freeze_a:

@@ -145,9 +145,9 @@ def shape_of(
 
 
 def table(parts: Sequence[Part]) -> str:
-    """One line for each part, and the peak; a part marked * passes, and only the largest counts."""
+    """One line for each part, and the peak; a part marked * passes (see `peak_bytes`)."""
     rows = [(f"{part.name}{' *' if part.passing else ''}", part.num_bytes) for part in parts]
-    rows.append(("peak (held, and the largest of *)", peak_bytes(parts)))
+    rows.append(("peak", peak_bytes(parts)))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {in_units(num_bytes):>10}" for name, num_bytes in rows)
 
@@ -158,11 +158,9 @@ def shortage(parts: Sequence[Part], device: str, free: int) -> str | None:
     needed = peak_bytes(own)
     if needed <= free:
         return None
-    passing = max((part.num_bytes for part in own if part.passing), default=0)
-    counted = [part for part in own if not part.passing or part.num_bytes == passing]
     largest = [
         part
-        for part in sorted(counted, key=lambda part: -part.num_bytes)
+        for part in sorted(own, key=lambda part: -part.num_bytes)
         if part.num_bytes >= _NAMED_SHARE * needed
     ]
     settings = dict.fromkeys(name for part in largest for name in part.settings)

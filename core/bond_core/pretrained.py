@@ -55,7 +55,7 @@ def load_pretrained(
     they are an error. `kind` says in the message what was expected.
     """
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             module, report = auto_class.from_pretrained(
                 path,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -133,7 +133,8 @@ async def rendered(function: Callable[[], _T], conversations: Iterable[Conversat
 
 
 @contextmanager
-def _no_progress_bars() -> Generator[None]:
+def no_progress_bars() -> Generator[None]:
+    """Keep transformers from drawing its own while it reads or writes weights."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -97,3 +97,15 @@ def test_rows_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path: Path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     log.append(4, {"train/loss": 9.0})
     assert read_metrics(tmp_path)[-1]["train/loss"] == 9.0
+
+
+def test_wrong_settings_are_named_with_the_nearest_right_one(
+    tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    def reward(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    with pytest.raises(ConfigError, match=r"'trainer.learning_rat'; did you mean 'learning_rate'"):
+        train(tiny_policy_path, reward, ["a"], out_dir=tmp_path, learning_rat=1e-3)
+    with pytest.raises(ConfigError, match=r"'trainer.objective.*etta'"):
+        train(tiny_policy_path, reward, ["a"], out_dir=tmp_path, objective={"etta": 0.1})

@@ -25,6 +25,7 @@ from bond_core.engines.local.loading import load_policy
 from bond_core.engines.rendering import tokenizer_sha256
 from bond_core.errors import AdapterError, ConfigError
 from bond_core.fingerprints import model_digest
+from bond_core.pretrained import no_progress_bars
 from bond_trainer.model_card import model_card
 
 CARD_FILE = "README.md"
@@ -62,7 +63,8 @@ def export_merged(version_dir: Path, base: Path, dtype: str, to: Path) -> Manife
 
     def write(folder: Path) -> None:
         merged = _merged(model, version_dir)
-        merged.save_pretrained(folder)
+        with no_progress_bars():
+            merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / CARD_FILE).write_text(model_card(manifest, merged=True), encoding="utf-8")
 

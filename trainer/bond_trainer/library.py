@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from bond_core.adapters import MANIFEST_FILE, read_manifest
-from bond_core.config import BondConfig, ObjectiveConfig
+from bond_core.config import BondConfig, ObjectiveConfig, config_of
 from bond_core.errors import ConfigError
 from bond_core.rewards import Scorer
 from bond_core.rewards.function import FunctionScorer
@@ -50,7 +50,7 @@ def train(
     prompts: str | Path | Iterable[Prompt],
     *,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
-    objective: ObjectiveConfig | None = None,
+    objective: ObjectiveConfig | Mapping[str, Any] | None = None,
     out_dir: str | Path = "bond-training",
     max_steps: int | None = None,
     judge: "str | Path | RewardFunction | LoadedReward | None" = None,
@@ -95,8 +95,10 @@ def train(
     if judge is not None:
         settings["judge"] = _scorer_settings(judge, "judge", given, out)
     if objective is not None:
-        settings["trainer"]["objective"] = objective.model_dump(mode="json")
-    config = BondConfig.model_validate(settings)
+        settings["trainer"]["objective"] = (
+            dict(objective) if isinstance(objective, Mapping) else objective.model_dump(mode="json")
+        )
+    config = config_of(settings)
     file = _prompts_file(prompts, out)
 
     async def run() -> None:

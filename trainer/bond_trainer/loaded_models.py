@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from bond_core.engines.rendering import tokenizer_sha256
 from bond_core.errors import ConfigError
+from bond_core.pretrained import no_progress_bars
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")
@@ -51,7 +52,8 @@ def kept_copy(model: Any, tokenizer: Any, folder: Path, role: str) -> KeptCopy:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{role}-", dir=folder))
         try:
-            model.save_pretrained(temporary)
+            with no_progress_bars():
+                model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             os.rename(temporary, path)
         except BaseException:

@@ -6,7 +6,7 @@ from bond_core.config.engine import (
     LocalEngineConfig,
     ModelConfig,
 )
-from bond_core.config.loading import BondConfig, load_config
+from bond_core.config.loading import BondConfig, config_of, load_config
 from bond_core.config.objective import (
     FixedBondConfig,
     GkdConfig,
@@ -60,5 +60,6 @@ __all__ = [
     "SuiteConfig",
     "TrainerConfig",
     "WinnersConfig",
+    "config_of",
     "load_config",
 ]

@@ -112,6 +112,17 @@ def load_config(
         raise ConfigError(_describe(error, path, environ or os.environ)) from None
 
 
+def config_of(values: Mapping[str, Any]) -> BondConfig:
+    """The configuration that Python values alone make: no file, no environment.
+
+    Raises `ConfigError` as `load_config` does.
+    """
+    try:
+        return BondConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_describe(error, None, {})) from None
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from stored import completion
-from tiny_training import config_of, messages_of
+from tiny_training import config_of, messages_of, prompts_file
 
 from bond_core.config import BondConfig
 from bond_core.holdout import Split
@@ -38,20 +38,26 @@ async def frozen_log(config: BondConfig) -> None:
     await store.close()
 
 
-def config_in(folder: Path, model: Path) -> BondConfig:
+def config_in(folder: Path, model: Path, **trainer: Any) -> BondConfig:
     folder.mkdir()
     return config_of(
-        folder, model, checkpoint_every_steps=2, evaluation={"every_steps": 100}, max_epochs=2
+        folder,
+        model,
+        checkpoint_every_steps=2,
+        evaluation={"every_steps": 100},
+        max_epochs=2,
+        **trainer,
     )
 
 
-def kill_at_a_random_moment(config: BondConfig, folder: Path) -> str:
+def kill_at_a_random_moment(config: BondConfig, folder: Path, prompts: Path | None) -> str:
     """Start `bond train`, and kill -9 it somewhere after its checkpoint of step `HALF`.
 
     Returns the name of its newest checkpoint."""
     file = folder / "bond.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "bond_cli", "train", "--config", str(file)]
+    command += ["--prompts", str(prompts)] if prompts is not None else []
     log = (folder / "log").open("w")
     child = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -68,11 +74,14 @@ def kill_at_a_random_moment(config: BondConfig, folder: Path) -> str:
     return max(path.name for path in config.checkpoints_dir.glob("step-*"))
 
 
-async def trained(config: BondConfig, max_steps: int) -> tuple[dict[str, Any], Snapshot]:
+async def trained(
+    config: BondConfig, max_steps: int, prompts: Path | None
+) -> tuple[dict[str, Any], Snapshot]:
     """The last report's metrics without times, and the last checkpoint."""
     seen: list[TrainingRecord] = []
     await asyncio.wait_for(
-        run_training(config, max_steps=max_steps, on_progress=seen.append), timeout=120
+        run_training(config, prompts_file=prompts, max_steps=max_steps, on_progress=seen.append),
+        timeout=120,
     )
     found = Checkpoints(config.checkpoints_dir)
     newest = max(config.checkpoints_dir.glob("step-*"))
@@ -102,22 +111,28 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> int:
     return 0
 
 
+@pytest.mark.parametrize(
+    ("from_file", "objective"),
+    [(False, {"eta": 0.1}), (True, {"type": "bond", "n": 2, "anchor_every_steps": 3})],
+    ids=["log-jbond", "file-bond"],
+)
 async def test_killed_and_resumed_equals_unbroken_bit_for_bit(
-    tiny_policy_path: Path, tmp_path: Path
+    tiny_policy_path: Path, tmp_path: Path, from_file: bool, objective: dict[str, Any]
 ) -> None:
-    broken = config_in(tmp_path / "broken", tiny_policy_path)
+    """Also where the rate decays, so that the schedule's place counts."""
+    prompts = prompts_file(tmp_path, 200) if from_file else None
+    settings = {"objective": objective, "learning_rate_decay_steps": 20}
+    broken = config_in(tmp_path / "broken", tiny_policy_path, **settings)
     await frozen_log(broken)
-    reached = int(
-        (
-            await asyncio.to_thread(kill_at_a_random_moment, broken, tmp_path / "broken")
-        ).removeprefix("step-")
+    killed_at = await asyncio.to_thread(
+        kill_at_a_random_moment, broken, tmp_path / "broken", prompts
     )
-    steps = reached + HALF
-    metrics, snapshot = await trained(broken, steps)
+    steps = int(killed_at.removeprefix("step-")) + HALF
+    metrics, snapshot = await trained(broken, steps, prompts)
 
-    whole = config_in(tmp_path / "whole", tiny_policy_path)
+    whole = config_in(tmp_path / "whole", tiny_policy_path, **settings)
     await frozen_log(whole)
-    whole_metrics, whole_snapshot = await trained(whole, steps)
+    whole_metrics, whole_snapshot = await trained(whole, steps, prompts)
     assert snapshot.step == whole_snapshot.step == steps
     assert assert_same(dict(snapshot.learner), dict(whole_snapshot.learner)) > 20
     assert snapshot.run == whole_snapshot.run

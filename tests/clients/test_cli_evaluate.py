@@ -117,3 +117,15 @@ def test_an_altered_version_is_refused(run_dir: Path, tmp_path: Path) -> None:
     )
     assert code != 0
     assert "checksum" in output
+
+
+def test_a_prompt_too_long_is_left_out(run_dir: Path, tmp_path: Path) -> None:
+    prompts = prompts_file(tmp_path, 5)
+    with prompts.open("a") as file:
+        file.write("\n" + json.dumps({"prompt": "far too long " * 200}) + "\n")
+    code, output = bond_eval(
+        "v0001", "--data-dir", run_dir, "--prompts", prompts, "--reference-samples", 8,
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert code == 0, output
+    assert json.loads((tmp_path / "eval.json").read_text())["prompts"] == 5

@@ -1,6 +1,7 @@
 """Scored samples of the reference and of some adapters on the same prompts, with their KL."""
 
 import asyncio
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, nullcontext
@@ -15,10 +16,12 @@ from bond_core.config import BondConfig, LocalEngineConfig
 from bond_core.engines import build_engine
 from bond_core.engines.local.loading import load_policy
 from bond_core.types import REFERENCE_VERSION, Message
-from bond_trainer.draws import Draws, draw_scored
+from bond_trainer.draws import Draws, UnusablePromptsError, draw_scored
 from bond_trainer.laws_along import LawsAlong, laws_along
 from bond_trainer.opened_scorers import open_scorers
 from bond_trainer.rollouts import derived_seed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,30 @@ async def draw_policies(
     """Draw at standard sampling, score with every scorer, and measure the laws along the samples.
 
     `adapters` are folders of PEFT's format: versions, whose manifest is checked, or others'. They
-    share their random numbers with each other; the reference has its own. Raises `AdapterError`
-    for a folder that does not fit, `UnusablePromptsError`, `ScoringError` and `ModelLoadError` as
-    sampling and loading do.
+    share their random numbers with each other; the reference has its own. A prompt that the engine
+    or a scorer refuses is left out for all, with a warning. Raises `AdapterError` for a folder
+    that does not fit, `UnusablePromptsError` if fewer than two prompts are left, `ScoringError`
+    and `ModelLoadError` as sampling and loading do.
     """
+    left = list(prompts)
+    while True:
+        try:
+            return await _draw(config, adapters, left, num_samples, num_reference_samples, seed)
+        except UnusablePromptsError as error:
+            logger.warning("left out: %s", error)
+            left = [messages for messages in left if messages not in error.prompts]
+            if len(left) < 2:
+                raise
+
+
+async def _draw(
+    config: BondConfig,
+    adapters: Mapping[str, Path],
+    prompts: Sequence[tuple[Message, ...]],
+    num_samples: int,
+    num_reference_samples: int,
+    seed: int,
+) -> DrawnPolicies:
     async with AsyncExitStack() as stack:
         engine = build_engine(config.engine, config.model)
         await engine.start()
@@ -68,32 +91,44 @@ async def draw_policies(
                 derived_seed(seed, stream), scorers,
             )  # fmt: skip
 
+        laws = await asyncio.to_thread(_Laws, config)
         draws = await drawn(REFERENCE_VERSION, num_reference_samples, "reference")
-        reference = DrawnPolicy(draws, await asyncio.to_thread(_laws, config, draws, None))
+        reference = DrawnPolicy(draws, await asyncio.to_thread(laws.of_reference, draws))
         found: dict[str, DrawnPolicy] = {}
         for name, path in adapters.items():
             await engine.load_adapter(name, path)
             draws = await drawn(name, num_samples, "policy")
             await engine.drop_adapter(name)
-            found[name] = DrawnPolicy(draws, await asyncio.to_thread(_laws, config, draws, path))
+            found[name] = DrawnPolicy(draws, await asyncio.to_thread(laws.of, draws, path))
         return DrawnPolicies(reference, found)
 
 
-def _laws(config: BondConfig, draws: Draws, adapter: Path | None) -> LawsAlong:
-    """Along the samples of an adapter, or of the reference, on a copy of the model of their own."""
-    device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
-    model, _ = load_policy(config.model.path, config.model.dtype, device)
-    temperature = config.sampling.temperature
-    if adapter is None:
-        return laws_along(lambda: nullcontext(model), None, draws.generations, temperature)
-    with warnings.catch_warnings():
-        # PEFT reads an attribute that transformers is renaming; nothing of ours uses it
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+class _Laws:
+    """Next-token laws along samples, on a copy of the base of their own: the engine's is busy."""
 
-    @contextmanager
-    def reference() -> Iterator[nn.Module]:
-        with adapted.disable_adapter():
-            yield adapted
+    def __init__(self, config: BondConfig) -> None:
+        device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
+        self._base, _ = load_policy(config.model.path, config.model.dtype, device)
+        self._temperature = config.sampling.temperature
 
-    return laws_along(lambda: nullcontext(adapted), reference, draws.generations, temperature)
+    def of_reference(self, draws: Draws) -> LawsAlong:
+        base = self._base
+        return laws_along(lambda: nullcontext(base), None, draws.generations, self._temperature)
+
+    def of(self, draws: Draws, adapter: Path) -> LawsAlong:
+        with warnings.catch_warnings():
+            # PEFT reads an attribute that transformers is renaming; nothing of ours uses it
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = PeftModel.from_pretrained(self._base, str(adapter)).eval()
+
+        @contextmanager
+        def reference() -> Iterator[nn.Module]:
+            with adapted.disable_adapter():
+                yield adapted
+
+        try:
+            return laws_along(
+                lambda: nullcontext(adapted), reference, draws.generations, self._temperature
+            )
+        finally:
+            self._base = adapted.unload()  # type: ignore[operator]  # PEFT types it as a tensor

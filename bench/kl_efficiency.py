@@ -88,7 +88,7 @@ class Bench:
     async def best_of_n(self) -> None:
         """Best-of-8 of fresh reference answers, its KL the bound of continuous rewards."""
         self.reference = await self._draw("v0000", REFERENCE_SAMPLES, 4242)
-        fresh = await self._draw("v0000", BEST_OF * SAMPLES, 2121)
+        fresh = await self._draw("v0000", BEST_OF * SAMPLES, 2121 + self.arguments.seed)
         best_PS = fresh.rewards_PS.reshape(len(fresh.rewards_PS), SAMPLES, BEST_OF).max(axis=2)
         u_PS = quantiles(best_PS, self.reference.rewards_PS)
         kl_P = np.full(len(best_PS), kl_best_of_n_bound(BEST_OF))
@@ -192,8 +192,10 @@ async def jbond(bench: Bench) -> None:
     config, arguments = bench.config, bench.arguments
     if not arguments.from_reference:
         state = torch.load(arguments.work / f"{arguments.init or f'ceiling-{arguments.seed}'}.pt")
-        bench.learner.pair.load_tensors(POLICY, state)
-        bench.learner.set_anchor()
+        scaled = {k: v * arguments.init_scale if "lora_B" in k else v for k, v in state.items()}
+        bench.learner.pair.load_tensors(POLICY, scaled)
+        if not arguments.reference_as_anchor:
+            bench.learner.set_anchor()
     bench.learner.begin("rollouts")
     count = config.prompts_per_step
     questions = training_questions(count * arguments.steps, QUESTIONS_SEED + 1 + arguments.seed)
@@ -284,6 +286,8 @@ def main() -> None:
     parser.add_argument("--from-reference", action="store_true")
     parser.add_argument("--init", help="what jbond begins with, instead of the seed's ceiling")
     parser.add_argument("--of", nargs="+", default=[], help="what average averages")
+    parser.add_argument("--init-scale", type=float, default=1.0, help="of what --init names")
+    parser.add_argument("--reference-as-anchor", action="store_true", help="jbond: at its start")
     parser.add_argument("--scale", nargs="+", type=float, default=[1.0], help="of the mean update")
     parser.add_argument("--save", default="average")
     parser.add_argument("--average-from", type=int, default=10**9, help="jbond: step")

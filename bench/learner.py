@@ -3,10 +3,10 @@
     python bench/learner.py --trl-python trl-env/bin/python     # both, alternating
     python bench/learner.py                                     # ours alone
 
-`bench/trl-requirements.txt` says how to make that environment. Both train a LoRA (rank 16) of the
-demo's policy, in float32 on as many threads, on the same prompts in the same order with the same
-reward function, as many completions per prompt and one update per batch. The first steps of each
-run are not counted; evaluation and checkpoints lie outside what is timed. It measures the overhead
+`bench/trl-requirements.txt` says how to make that environment. Both train a LoRA (rank 16, A and B)
+of the demo's policy, in float32 on as many threads, on the same prompts in the same order with the
+same reward function, as many completions per prompt and one update per batch. The first steps of
+each run are not counted; evaluation and checkpoints lie outside what is timed. It measures the overhead
 of a loop on a tiny model and says nothing of large ones, where matrix products decide.
 """
 
@@ -60,7 +60,10 @@ def measured(found: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     """Rates over the steps after the warm-up, from the times at which steps ended."""
     ends = found["ends"]
     steps, seconds = len(ends) - WARM_UP, ends[-1] - ends[WARM_UP - 1]
-    completions = task["prompts_per_step"] * task["completions_per_prompt"] * steps
+    asked = task["prompts_per_step"] * task["completions_per_prompt"]
+    if any(count != asked for count in found.get("completions", [])):
+        raise SystemExit(f"a step had other than {asked} completions: {found['completions']}")
+    completions = asked * steps
     length = statistics.fmean(found["mean_lengths"][WARM_UP:])
     rates = {
         "completions_per_s": completions / seconds,
@@ -134,13 +137,15 @@ def main() -> None:
     }
     rounds: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as work:
+        names = [*(["trl"] if arguments.trl_python else []), *CONTENDERS]
         for number in range(arguments.rounds):
-            if arguments.trl_python:
-                found = trl(task, arguments.trl_python, Path(work) / f"trl-{number}")
-                rounds.setdefault("trl", []).append(found)
-            for objective in CONTENDERS:
-                found = ours(task, objective, Path(work) / f"{objective}-{number}")
-                rounds.setdefault(objective, []).append(found)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                folder = Path(work) / f"{name}-{number}"
+                if name == "trl":
+                    found = trl(task, arguments.trl_python, folder)
+                else:
+                    found = ours(task, name, folder)
+                rounds.setdefault(name, []).append(found)
             print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr)
     result = {
         "what": "loop overhead on a tiny model",

@@ -40,6 +40,7 @@ def main() -> None:
         learning_rate=task["learning_rate"],
         warmup_steps=task["warmup_steps"],
         prompts_per_step=task["prompts_per_step"],
+        lora={"rank": 16, "alpha": 32, "freeze_a": False},
         micro_batch_tokens=16384,
         checkpoint_every_steps=10_000,
         evaluation={"every_steps": 10_000, "num_prompts": 4, "min_prompts": 4,
@@ -56,8 +57,9 @@ def main() -> None:
             part: [row[f"seconds/{part}"] for row in rows]
             for part in ("generate", "score", "train")
         },
+        "completions": [row["rollout/samples"] for row in rows],
         "trained_tokens": [row["rollout/tokens"] for row in rows],
-        "versions": {"torch": torch.__version__},
+        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
     Path(result).write_text(json.dumps(values))
 

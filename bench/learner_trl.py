@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import peft
 import torch
 import transformers
@@ -62,7 +63,8 @@ def main() -> None:
         callbacks=[clock],
     )
     trainer.train()
-    versions = {m.__name__: m.__version__ for m in (torch, transformers, trl, peft)}
+    versions = {m.__name__: m.__version__ for m in (torch, transformers, trl, peft, datasets)}
+    versions["python"] = sys.version.split()[0]
     found = {"ends": clock.ends, "mean_lengths": clock.lengths, "versions": versions}
     Path(sys.argv[2]).write_text(json.dumps(found))
 

@@ -85,7 +85,7 @@ def choose_n(
     any the proxy decides, which can only say where it stops gaining. The smallest n is recommended
     whose mean is not significantly below the best within the budget (paired by prompt, 5 % shared
     among the points).
-    Raises `ValueError` for fewer than 4 samples or 2 prompts, or a budget below two answers.
+    Raises `ValueError` for fewer than 8 samples or 2 prompts, or a budget below one answer.
     """
     proxy = np.asarray(proxy_PK, dtype=np.float64)
     if proxy.ndim != 2 or proxy.shape[1] < 8 or proxy.shape[0] < 2:

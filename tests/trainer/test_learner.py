@@ -216,7 +216,7 @@ def test_the_rate_of_rollouts_can_decay_to_a_tenth(tiny_policy_path: Path) -> No
     )
     rates: list[float] = []
     for step in (0, 1, 3, 4, 1000):
-        learner.phase_step = step
+        learner.rollout_step = step
         rates.append(learner.learning_rate())
     assert rates == [1.0, 0.75, 0.25, 0.1, 0.1]
 

@@ -1,8 +1,10 @@
 """`train` from a script and from a running loop, and the metrics that it leaves."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,59 @@ def test_wrong_settings_are_named_with_the_nearest_right_one(
         train(tiny_policy_path, reward, ["a"], out_dir=tmp_path, learning_rat=1e-3)
     with pytest.raises(ConfigError, match=r"'trainer.objective.*etta'"):
         train(tiny_policy_path, reward, ["a"], out_dir=tmp_path, objective={"etta": 0.1})
+
+
+def test_what_cannot_train_is_an_error_and_not_an_empty_result(
+    tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    def broken(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
+        return [1.0]
+
+    few = PROMPTS[:12]
+    with pytest.raises(ConfigError, match="nothing was learned"):
+        train(tiny_policy_path, broken, few, out_dir=tmp_path / "a", progress=False, **SETTINGS)
+    with pytest.raises(ConfigError, match="put a single text into a list"):
+        train(tiny_policy_path, letters, "Where is it?", out_dir=tmp_path / "b")
+    with pytest.raises(ConfigError, match="max_steps is -1"):
+        train(tiny_policy_path, letters, few, out_dir=tmp_path / "c", max_steps=-1)
+
+
+def test_another_file_of_prompts_is_refused_by_the_checkpoint(
+    tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    """The place in the prompts is counted in lines: with other lines it would be another place."""
+    trained(tiny_policy_path, tmp_path, max_steps=2)
+    with pytest.raises(ConfigError, match=r"made with other settings.*prompts is '"):
+        train(
+            tiny_policy_path, letters, ["another", *PROMPTS], objective=JBondConfig(eta=0.1),
+            out_dir=tmp_path, max_steps=4, progress=False, **SETTINGS,
+        )  # fmt: skip
+
+
+def test_an_interrupt_ends_the_run_at_a_step_with_a_checkpoint(
+    tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    script = f"""
+import pathlib
+from bond_trainer import train
+seen = pathlib.Path({str(tmp_path / "seen")!r})
+
+def reward(prompts, completions, **kwargs):
+    seen.write_text("scored")
+    return [float(len(c[-1]["content"])) for c in completions]
+
+train({str(tiny_policy_path)!r}, reward, {PROMPTS!r}, out_dir={str(tmp_path / "out")!r},
+      progress=False, prompts_per_step=4, nice=0, max_epochs=1000,
+      sampling={{"max_tokens": 8}}, evaluation={{"every_steps": 10000}})
+"""
+    child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "seen").exists():
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert len(list((tmp_path / "out" / "checkpoints").glob("step-*"))) == 1

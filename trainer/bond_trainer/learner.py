@@ -66,6 +66,9 @@ class Learner:
         )
         self.phase: Phase = "rollouts"
         self.phase_step = 0
+        self.rollout_step = 0
+        """Updates by rollouts in all: what the decay and hard anchor updates count by, also where
+        a phase on winners comes between."""
         self._num_phase_steps = 0
         self._optimizer = self._new_optimizer(config.learning_rate)
 
@@ -94,6 +97,7 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         metrics = backward(self._context, groups, self._config.objective)
         grad_norm = self._update()
+        self.rollout_step += 1
         self._move_anchor()
         return StepReport({**metrics, "grad_norm": grad_norm}, time.perf_counter() - started)
 
@@ -106,7 +110,7 @@ class Learner:
             )
         elif isinstance(objective, FixedBondConfig):
             every = objective.anchor_every_steps
-            if every and self.phase_step % every == 0:
+            if every and self.rollout_step % every == 0:
                 self.set_anchor()
 
     @property
@@ -132,6 +136,7 @@ class Learner:
             "optimizer": self._optimizer.state_dict(),
             "phase": self.phase,
             "phase_step": self.phase_step,
+            "rollout_step": self.rollout_step,
             "num_phase_steps": self._num_phase_steps,
         }
 
@@ -139,6 +144,7 @@ class Learner:
         """Continue exactly where `state` was taken."""
         self.begin(state["phase"], state["num_phase_steps"])
         self.phase_step = state["phase_step"]
+        self.rollout_step = state["rollout_step"]
         self.pair.load_tensors(POLICY, state["policy"])
         self.pair.load_tensors(ANCHOR, state["anchor"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -146,10 +152,10 @@ class Learner:
     def learning_rate(self) -> float:
         """Of the next update."""
         warm = min(1.0, (self.phase_step + 1) / (self._config.warmup_steps + 1))
-        steps = self._config.learning_rate_decay_steps
+        done, steps = self.rollout_step, self._config.learning_rate_decay_steps
         if self.phase == "winners":
-            steps = max(1, self._num_phase_steps)
-        left = 1 - self.phase_step / steps if steps else 1.0
+            done, steps = self.phase_step, max(1, self._num_phase_steps)
+        left = 1 - done / steps if steps else 1.0
         return self._base_rate() * warm * max(FINAL_RATE, left)
 
     def _base_rate(self) -> float:

@@ -79,6 +79,8 @@ def train(
     Works inside a running event loop, as notebooks have one. Raises `ConfigError` for what cannot
     be used, `ModelLoadError` for what cannot be loaded.
     """
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"max_steps is {max_steps}: at least 1, or None for all the prompts")
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     if progress is None:
@@ -101,11 +103,16 @@ def train(
     config = config_of(settings)
     file = _prompts_file(prompts, out)
 
-    async def run() -> None:
+    async def run(stop: asyncio.Event) -> None:
         from bond_trainer.loop import run_training
 
         await run_training(
-            config, prompts_file=file, max_steps=max_steps, scorers=given, on_progress=listen
+            config,
+            prompts_file=file,
+            max_steps=max_steps,
+            stop=stop,
+            scorers=given,
+            on_progress=listen,
         )
 
     if progress:
@@ -113,7 +120,13 @@ def train(
     steps = max_steps or config.trainer.max_steps
     with progress_bar(steps) if progress else nullcontext() as listen:
         _in_own_loop(run)
-    return _result(out, config)
+    result = _result(out, config)
+    if not result.metrics:
+        raise ConfigError(
+            "nothing was learned: no batch of answers could be scored, or every prompt was left "
+            "out; the log (logging.basicConfig(level='INFO')) says why"
+        )
+    return result
 
 
 def _model_settings(
@@ -160,6 +173,11 @@ def _scorer_settings(
 def _prompts_file(prompts: str | Path | Iterable[Prompt], out: Path) -> Path:
     """The file itself, or one written from the prompts."""
     if isinstance(prompts, str | Path):
+        if not Path(prompts).is_file():
+            raise ConfigError(
+                f"there is no file {str(prompts)!r}: `prompts` is a JSON-lines file or a list of "
+                "prompts; put a single text into a list"
+            )
         return Path(prompts)
     rows = [_row(prompt, number) for number, prompt in enumerate(prompts)]
     file = out / "prompts.jsonl"
@@ -193,19 +211,37 @@ def _print_memory_estimate(config: BondConfig, given: Mapping[str, Scorer]) -> N
     Console().print(text, markup=False, highlight=False)
 
 
-def _in_own_loop(run: Callable[[], Any]) -> None:
-    """Run to the end in a thread of its own, whether or not this one has a running loop."""
+def _in_own_loop(run: Callable[[asyncio.Event], Any]) -> None:
+    """Run to the end in a thread of its own, whether or not this one has a running loop.
+
+    An interrupt here (Ctrl-C, a notebook's stop) ends the run at its next step, with a checkpoint.
+    """
     failed: list[BaseException] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        running.append((asyncio.get_running_loop(), stop))
+        await run(stop)
 
     def target() -> None:
         try:
-            asyncio.run(run())
+            asyncio.run(main())
         except BaseException as error:  # handed to the caller's thread
             failed.append(error)
+        finally:
+            finished.set()
 
-    thread = threading.Thread(target=target, name="bond-train")
-    thread.start()
-    thread.join()
+    # an event and not `join`: until Python 3.13 an interrupted join takes the thread for ended
+    finished = threading.Event()
+    threading.Thread(target=target, name="bond-train").start()
+    try:
+        finished.wait()
+    except KeyboardInterrupt:
+        for loop, stop in running:
+            loop.call_soon_threadsafe(stop.set)
+        finished.wait()
+        raise
     if failed:
         raise failed[0]
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from bond_trainer.teacher import load_active_teacher, open_teacher
 
 LEASE = "trainer"
 LEASE_TTL_S = 30.0
+_AIM = ("type", "n", "teacher")
+"""Of an objective: what is learned, as against how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ async def open_parts(
             scorers=scorers,
             checkpoints=Checkpoints(config.checkpoints_dir),
             metrics=metrics,
-            settings=_settings(config, engine),
+            settings=_settings(config, engine, prompts_file),
             source=LogPrompts(store, pool, run_id, config.trainer.claim_lease_s)
             if prompts_file is None
             else FilePrompts(prompts_file, engine, pool),
@@ -193,19 +196,23 @@ def _run_id(directory: Path) -> str:
     return run_id
 
 
-def _settings(config: BondConfig, engine: LocalEngine) -> dict[str, Any]:
-    """What a checkpoint's state has a meaning under: the weights that it is a delta to, the shape
-    of its tensors, the law of its samples, the kind of its loss and the seed of its draws.
+def _settings(config: BondConfig, engine: LocalEngine, prompts_file: Path | None) -> dict[str, Any]:
+    """What a checkpoint's state has a meaning under: the weights that it is a delta to and their
+    type, the shape of its tensors, the law of its samples, the kind of its loss and what that aims
+    at, the seed of its draws, and the file whose lines its place in the prompts counts.
 
     Rates, weights of terms, schedules, scorers and the gate may be changed between two runs.
     """
+    objective = config.trainer.objective.model_dump(mode="json")
     return {
+        "prompts": sha256(prompts_file.read_bytes()).hexdigest()[:12] if prompts_file else "log",
+        "dtype": config.model.dtype,
         "model": engine.info.base_revision,
         "tokenizer": engine.info.tokenizer_sha256,
         "trainer": {
             "seed": config.trainer.seed,
             "lora": config.trainer.lora.model_dump(mode="json"),
-            "objective": {"type": config.trainer.objective.type},
+            "objective": {key: objective[key] for key in _AIM if key in objective},
         },
         "sampling": config.sampling.model_dump(mode="json"),
     }

@@ -139,7 +139,7 @@ class PromptPool:
 
     def _withdraw(self, prompt_id: str) -> None:
         left = [entry for entry in self._entries if entry.prompt.id != prompt_id]
-        if len(left) < len(self._entries):
+        if len(left) < len(self._entries) or self._quarantined.pop(prompt_id, None) is not None:
             self._counts["withdrawn"] += 1
         self._entries = left
 

@@ -214,9 +214,12 @@ def _terms(laws: _Laws, tokens: _Tokens, chunk: slice, hidden_MD: Tensor) -> tup
 
 def _following(values_M: Tensor, row_M: Tensor) -> Tensor:
     """For each token the sum over the later tokens of its row."""
-    running_M = values_M.cumsum(0)
-    totals = values_M.new_zeros(int(row_M.max()) + 1).index_add_(0, row_M, values_M).cumsum(0)
-    return totals[row_M] - running_M
+    # in float64, so that what rows before it hold leaves nothing in a row's differences
+    running_M = values_M.double().cumsum(0)
+    ends_R = running_M.new_zeros(int(row_M.max()) + 1).scatter_reduce_(
+        0, row_M, torch.arange(len(row_M), device=row_M.device, dtype=running_M.dtype), "amax"
+    )
+    return (running_M[ends_R.long()][row_M] - running_M).to(values_M)
 
 
 def _groups(rows: Sequence[TokenRow], counted: Sequence[bool]) -> list[_Group]:

@@ -48,6 +48,8 @@ class TrainingRun:
     """J-BOND updates so far."""
     proposed_at: int = -1
     """Step of the last proposal."""
+    looked_at: int = -1
+    """Step of the last evaluation, whether it found enough prompts or not."""
     begun: bool = False
     """Whether the winners phase is over, or switched off."""
     winners_window: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -71,7 +73,9 @@ class TrainingRun:
         self.parts.metrics.open_at(self.step)
         self.progress.metrics.update(self.parts.metrics.latest("eval"))
         self._publish()
-        while not self._done():
+        if self._is_scheduled() and not self._done():
+            await self._keep_schedule()  # the run was killed before it was through
+        while not self._done() and not self.half_learned:
             if self.step == 0 and not self.begun:
                 await self._try_winners()
             if self._done():
@@ -86,7 +90,8 @@ class TrainingRun:
                 await self._wait()
         if self.half_learned:
             return
-        if self.parts.ends_with_prompts or self._reached_max():
+        ended = self.parts.ends_with_prompts and not self.stop.is_set()
+        if ended or self._reached_max():
             await self._propose()
         self._checkpoint()
 
@@ -107,7 +112,11 @@ class TrainingRun:
 
     async def _winners_still_wanted(self) -> bool:
         """Whether a phase that never ran may still run: not after a promotion, since what users
-        are answered with has then left what the winners were drawn from."""
+        are answered with has then left what the winners were drawn from. Nor for iterated BOND once
+        its anchor has moved: it would be pulled back to Best-of-N of the reference."""
+        moved = not self.parts.learner.anchor_is_reference
+        if moved and isinstance(self.parts.config.trainer.objective, FixedBondConfig):
+            return False
         return not self.begun and await self.parts.store.policies.active() == REFERENCE_VERSION
 
     async def _step(self, prompts: list[TrainingPrompt]) -> None:
@@ -138,14 +147,23 @@ class TrainingRun:
         self.step += 1
         self.scoring_failures = 0
         self._record(report, cost)
-        if self.step % config.trainer.evaluation.every_steps == 0:
-            if await self._winners_still_wanted():
-                self._checkpoint()  # stopped inside the phase, the run goes on from here
-                await self._try_winners()
-            if not self.half_learned:
-                await self._propose()
+        if self._is_scheduled():
+            await self._keep_schedule()
         elif self.step % config.trainer.checkpoint_every_steps == 0:
             self._checkpoint()
+
+    def _is_scheduled(self) -> bool:
+        """Whether this step has an evaluation, and it has not been made."""
+        every = self.parts.config.trainer.evaluation.every_steps
+        return self.step > 0 and self.step % every == 0 and self.looked_at != self.step
+
+    async def _keep_schedule(self) -> None:
+        """The winners phase if it still waits for enough rows, then the evaluation."""
+        if await self._winners_still_wanted():
+            self._checkpoint()  # stopped inside the phase, the run goes on from here
+            await self._try_winners()
+        if not self.half_learned:
+            await self._propose()
 
     def _anchor_is_reference(self) -> bool:
         """Whether logged answers of the reference are draws of the anchor, and wanted as such."""
@@ -197,8 +215,16 @@ class TrainingRun:
             self.evaluation_error = f"evaluation at step {self.step}: {error}"
             await self._scoring_failed(error)
             return
+        self.looked_at = self.step
         if record is None:
-            logger.info("step %d: too few held-out prompts to evaluate on", self.step)
+            logger.warning(
+                "step %d: no evaluation, since there are %d held-out prompts and "
+                "trainer.evaluation.min_prompts is %d: give more prompts (a tenth is held out), "
+                "lower it, or name a file in trainer.evaluation.gate_prompts",
+                self.step,
+                len(await self.parts.held_out.prompts()),
+                self.parts.config.trainer.evaluation.min_prompts,
+            )
             self._checkpoint()
             return
         self.evaluation_error = None
@@ -260,6 +286,7 @@ class TrainingRun:
     def _checkpoint(self) -> None:
         run = {
             "proposed_at": self.proposed_at,
+            "looked_at": self.looked_at,
             "begun": self.begun,
             "winners_window": dict(self.winners_window),
             "source": self.parts.source.state(),
@@ -288,6 +315,7 @@ class TrainingRun:
         await self.parts.source.restore(snapshot.run["source"])
         self.step = self.progress.step = snapshot.step
         self.proposed_at = snapshot.run["proposed_at"]
+        self.looked_at = snapshot.run["looked_at"]
         self.begun = snapshot.run["begun"]
         self.winners_window = snapshot.run["winners_window"]
         self.progress.counts = dict(snapshot.run["counts"])

@@ -55,7 +55,8 @@ class FixedBondConfig(Section):
     """How the KL between policy and anchor enters; see J-BOND."""
     ties: Literal["auto", "continuous", "tied"] = "auto"
     """The estimator of the quantile reward: `continuous` is psi(m + 1) - psi(k + 1), `tied` the
-    plug-in that minds ties, `auto` the latter for prompts with ties among the anchor's rewards."""
+    plug-in that minds ties, `auto` the latter, less its constant, for a sample that ties with one
+    of the anchor's, and the former for every other."""
     anchor_every_steps: int = Field(default=0, ge=0)
     """Steps between hard updates of the anchor (Algorithm 1, iterated BOND); 0 keeps the
     reference."""

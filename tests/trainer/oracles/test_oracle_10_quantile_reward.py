@@ -14,7 +14,6 @@ from bond_trainer.objectives.quantile_reward import (
     quantile_reward,
     quantile_reward_floor,
     quantile_reward_of,
-    scores_tie,
     tied_quantile_reward,
 )
 
@@ -156,17 +155,18 @@ def test_oracle_10_many_samples_give_r_bond(n: int):
     assert found[0].numpy() == pytest.approx(r_bond(probs, rewards, n), abs=2e-4)
 
 
-def test_estimator_follows_the_ties_that_are_there():
+def test_a_sample_is_rewarded_by_its_own_ties_alone():
     own, anchors = torch.tensor([[0.5], [9.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert not scores_tie(own, anchors)
     tied = anchors.clone()
-    tied[1, 1] = 3.0
-    assert scores_tie(own, tied)
-    assert scores_tie(torch.tensor([[1.0], [9.0]]), anchors)
-    assert scores_tie(own, anchors, "tied")
-    assert not scores_tie(own, tied, "continuous")
-    # one reward in two prompts is no tie
-    assert not scores_tie(torch.tensor([[7.0], [7.0]]), anchors)
+    tied[1, 1] = 3.0  # two anchors tie with each other, not with the sample
+    for theirs in (anchors, tied):
+        torch.testing.assert_close(
+            quantile_reward_of(own, theirs, 4), quantile_reward_of(own, theirs, 4, "continuous")
+        )
+    # a sample that ties with one of the two anchors below or equal: B = 1 + 1/2 + 1/4 + 1/8
+    found = quantile_reward_of(torch.tensor([[2.0], [9.0]]), anchors, 4)
+    expected = (math.log(1.875) - math.log(4)) / 3
+    torch.testing.assert_close(found, torch.tensor([[expected], [0.0]]).double())
     torch.testing.assert_close(
         quantile_reward_of(own, anchors, 4), torch.tensor([[-1.5], [0.0]]).double()
     )
@@ -175,6 +175,29 @@ def test_estimator_follows_the_ties_that_are_there():
         quantile_reward_of(own, anchors, 4, "tied"),
         torch.tensor([[-1.5], [math.log(4) / 3]]).double(),
     )
+
+
+def test_an_atom_in_a_continuous_law_is_not_paid_for_tying():
+    """Reward with an atom at quantiles .8 to .9, n = k = 8: the expected advantage of the atom over
+    a sample at .79, times n - 1, against the exact one; a choice by the batch gave 1.40."""
+    n = k = 8
+    of_atom = 0.0
+    for worse in range(k + 1):
+        for equal in range(k + 1 - worse):
+            above = k - worse - equal
+            probability = math.comb(k, worse) * math.comb(k - worse, equal)
+            probability *= 0.8**worse * 0.1**equal * 0.1**above
+            anchors = torch.tensor([[0.0] * worse + [1.0] * equal + [2.0] * above])
+            of_atom += probability * float(quantile_reward_of(torch.ones(1, 1), anchors, n))
+    below = 0.0
+    for worse in range(k + 1):
+        probability = math.comb(k, worse) * 0.79**worse * 0.21 ** (k - worse)
+        anchors = torch.tensor([[0.0] * worse + [2.0] * (k - worse)])
+        below += probability * float(quantile_reward_of(torch.ones(1, 1), anchors, n))
+    log_b = math.log(sum((0.8 / 0.9) ** i for i in range(n)))
+    exact = (n - 1) * (math.log(0.9) - math.log(0.79)) + log_b - math.log(n)
+    assert exact == pytest.approx(0.536, abs=1e-3)
+    assert (n - 1) * (of_atom - below) == pytest.approx(exact, abs=0.05)
 
 
 def test_counts_that_cannot_be_are_refused():

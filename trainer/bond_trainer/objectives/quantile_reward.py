@@ -65,28 +65,21 @@ def quantile_reward_of(
 ) -> Tensor:
     """The reward of each policy sample among the reference samples of its prompt; float64.
 
-    `ties` says which of the two estimators applies, see `scores_tie`.
+    `continuous` is `quantile_reward`, `tied` is `tied_quantile_reward`. `auto` is the latter less
+    log n / (n - 1): the same reward for a sample that ties with no reference sample as `continuous`
+    gives, and B's for one that does, whatever else the batch holds. A choice by the batch would pay
+    a sample for tying.
     """
     ours, theirs = policy_rewards_BP.unsqueeze(-1), reference_rewards_BK.unsqueeze(-2)
     worse, not_better = (theirs < ours).sum(dim=-1), (theirs <= ours).sum(dim=-1)
     k = reference_rewards_BK.shape[-1]
-    if scores_tie(policy_rewards_BP, reference_rewards_BK, ties):
-        return tied_quantile_reward(worse, not_better, k, n)
-    return quantile_reward(not_better, k)
-
-
-def scores_tie(
-    policy_rewards_BP: Tensor, reference_rewards_BK: Tensor, ties: Ties = "auto"
-) -> bool:
-    """Whether the estimator for tied scores is to be used.
-
-    `auto` looks: it is, if in any prompt of the batch two samples have one reward. `tied` and
-    `continuous` say so whatever the batch holds.
-    """
-    if ties != "auto":
-        return ties == "tied"
-    rewards_BS = torch.cat([policy_rewards_BP, reference_rewards_BK], dim=-1).sort(dim=-1).values
-    return bool((rewards_BS[:, 1:] == rewards_BS[:, :-1]).any())
+    if ties == "continuous":
+        return quantile_reward(not_better, k)
+    tied = tied_quantile_reward(worse, not_better, k, n)
+    if ties == "tied":
+        return tied
+    untied = quantile_reward(not_better, k)
+    return torch.where(worse == not_better, untied, tied - math.log(n) / (n - 1))
 
 
 def quantile_reward_floor(k: int) -> float:

@@ -42,8 +42,9 @@ def rloo_loss(inputs: RlooInputs, config: RlooConfig) -> ObjectiveOutput:
             f"{tuple(logprobs_BP.shape)}: raise num_policy_samples"
         )
     log_ratio_BP = (logprobs_BP - inputs.reference_logprobs_BP).detach()
-    return_BP = inputs.policy_rewards_BP.to(logprobs_BP) - config.kl_coefficient * log_ratio_BP
-    advantage_BP = return_BP - leave_one_out_mean(return_BP, "group")
+    # in float64 until the baseline is off: rewards may be large and their differences small
+    return_BP = inputs.policy_rewards_BP.double() - config.kl_coefficient * log_ratio_BP
+    advantage_BP = (return_BP - leave_one_out_mean(return_BP, "group")).to(logprobs_BP)
     loss = -(advantage_BP * logprobs_BP).mean()
     return ObjectiveOutput(
         loss,

@@ -140,7 +140,8 @@ def _metrics(
     num_policy = sampled_BP.numel()
     own_BP = values.logprobs_R[:num_policy].view_as(sampled_BP)
     known_BP = own_BP.where(own_BP.isfinite(), sampled_BP)
-    kl_BP = values.divergences_R[:num_policy].view_as(sampled_BP).nan_to_num()
+    divergence_BP = values.divergences_R[:num_policy].view_as(sampled_BP)
+    kl_BP = divergence_BP.nan_to_num()
     shape_BK = inputs.anchor_rewards_BK.shape
     # whole answers are enough for metrics, and what a token's log-ratio was is spent by now
     anchor = inputs.anchor_logprobs_BPT
@@ -153,7 +154,10 @@ def _metrics(
         anchor_kl_BK=values.divergences_R[num_policy:].view(shape_BK).nan_to_num(),
     )
     metrics = dict(_loss(final, objective).metrics)
-    if objective.kl == "exact":
-        metrics["kl_to_anchor"] = float(kl_BP.mean())
-    metrics["padding_share"] = values.padding_share
-    return {**metrics, "logprob_mismatch": float((known_BP - sampled_BP).abs().max())}
+    # rows without weight in the loss (at beta and gamma 0) were not computed: not a word of them
+    own = own_BP.isfinite()
+    if objective.kl == "exact" and bool(own.any()):
+        metrics["kl_to_anchor"] = float(divergence_BP[own].mean())
+    if bool(own.any()):
+        metrics["logprob_mismatch"] = float((own_BP - sampled_BP)[own].abs().max())
+    return {**metrics, "padding_share": values.padding_share}

@@ -14,7 +14,7 @@ from bond_cli.commands.evaluation_table import (
     policies_table,
 )
 from bond_cli.extras import needs
-from bond_cli.failure import CommandError, explains_failures
+from bond_cli.failure import CONFIG_EXIT, CommandError, explains_failures
 from bond_cli.target import (
     ConfigFile,
     DataDir,
@@ -27,6 +27,9 @@ from bond_cli.target import (
 
 if TYPE_CHECKING:
     from bond_core.config import BondConfig
+
+FEW_PROMPTS = 50
+"""Below it percentile intervals cover less than they say (docs/evaluation.md)."""
 
 
 @explains_failures
@@ -82,7 +85,8 @@ def evaluate(
     if n > reference_samples:
         raise CommandError(
             f"Best-of-{n} is estimated from at least {n} answers of the reference: "
-            f"--reference-samples {n} or more, or a smaller --best-of"
+            f"--reference-samples {n} or more, or a smaller --best-of",
+            CONFIG_EXIT,
         )
     with needs("trainer", "eval"):
         from bond_trainer.evaluation import draw_policies
@@ -120,6 +124,11 @@ def evaluate(
     console.print(measures_table(found))
     for sentence in against_sentences(found):
         console.print(sentence)
+    if found["prompts"] < FEW_PROMPTS:
+        console.print(
+            f"[yellow]{found['prompts']} prompts are few: intervals by bootstrap are too narrow "
+            f"below about {FEW_PROMPTS}"
+        )
     console.print(f"written: {out / 'eval.json'}, {out / 'eval.png'}")
 
 

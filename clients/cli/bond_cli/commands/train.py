@@ -27,7 +27,7 @@ def train(
         typer.Option(help="Train on this file of prompts (JSON lines) instead of the log."),
     ] = None,
     max_steps: Annotated[
-        int | None, typer.Option(help="Stop after so many steps.", show_default=False)
+        int | None, typer.Option(help="Stop after so many steps.", show_default=False, min=1)
     ] = None,
     progress: Annotated[
         bool | None,

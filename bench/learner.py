@@ -6,8 +6,8 @@
 `bench/trl-requirements.txt` says how to make that environment. Both train a LoRA (rank 16, A and B)
 of the demo's policy, in float32 on as many threads, on the same prompts in the same order with the
 same reward function, as many completions per prompt and one update per batch. The first steps of
-each run are not counted; evaluation and checkpoints lie outside what is timed. It measures the overhead
-of a loop on a tiny model and says nothing of large ones, where matrix products decide.
+each run are not counted; evaluation and checkpoints lie outside what is timed. It measures the
+overhead of a loop on a tiny model and says nothing of large ones, where matrix products decide.
 """
 
 import argparse

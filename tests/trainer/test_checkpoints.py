@@ -131,3 +131,17 @@ def test_dying_while_the_same_step_is_replaced_loses_nothing(
     assert found is not None
     assert found.run == {"seen": [1]}
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(snapshot(step))
+    tensors = tmp_path / "step-000000002" / "learner.pt"
+    tensors.write_bytes(tensors.read_bytes()[:200])
+    found = checkpoints.latest(SAME)
+    assert found is not None
+    assert found.step == 1
+    (tmp_path / "step-000000001" / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="none of the checkpoints"):
+        checkpoints.latest(SAME)

@@ -16,6 +16,8 @@ from bond_core.holdout import Split, split_of
 from bond_core.store import Store, open_store
 from bond_core.types import Message
 from bond_trainer.curation import Curator, Row, log_curator, plain_curator
+from bond_trainer.curation.curator import Decision
+from bond_trainer.prompt_pool import PromptPool, TrainingPrompt
 from bond_trainer.prompts import FilePrompts, LogPrompts, new_pool
 
 CONFIG = TrainerConfig.model_validate(
@@ -235,3 +237,28 @@ def test_rules_can_be_switched_off() -> None:
     for row in loud:
         curator.offer(row)
     assert not {"health_check", "unit_share", "quarantined"} & curator.counts.keys()
+
+
+class Scripted(Curator):
+    """Decides what it was told, in order."""
+
+    def __init__(self, *decisions: Decision) -> None:
+        self._decisions = iter(decisions)
+        self.counts = Counter[str]()
+
+    def offer(self, row: Row) -> Decision:
+        return next(self._decisions)
+
+
+def test_a_health_check_found_out_in_quarantine_never_comes_out() -> None:
+    curator = Scripted(
+        Decision("quarantined"),
+        Decision("health_check", withdrawn="ping"),
+        Decision("accepted", released=("ping",)),
+    )
+    pool = PromptPool(max_uses=1, curator=curator)
+    for name in ("ping", "fifth ping", "question"):
+        pool.offer(TrainingPrompt(name, (Message("user", name),), 3))
+    assert [prompt.id for prompt in pool.take(1)] == ["question"]
+    assert len(pool) == 0
+    assert pool.counts["withdrawn"] == 1

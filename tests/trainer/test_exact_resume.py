@@ -160,3 +160,41 @@ async def test_a_disk_that_refuses_checkpoints_is_shown_and_then_ends_the_run(
     assert seen[-1].state == "failed"
     assert seen[-1].step == 6  # the third checkpoint in a row that failed
     assert "the checkpoint of step 6 could not be written" in (seen[-1].error or "")
+
+
+async def test_an_evaluation_that_a_crash_cut_off_is_made_up_for(
+    tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    """While a winners phase is still wanted, a scheduled step is saved before its evaluation."""
+
+    async def proposals(name: str, crash: bool) -> list[tuple[str, int]]:
+        folder = tmp_path / name
+        gate = prompts_file(tmp_path, 16)
+        config = config_of_evaluating(folder, tiny_policy_path, gate)
+        await frozen_log(config)
+
+        def crashing(record: TrainingRecord) -> None:
+            if record.state == "evaluating" and record.step == 2:
+                raise RuntimeError("crash")
+
+        if crash:
+            with pytest.raises(RuntimeError, match="crash"):
+                await run_training(config, max_steps=4, on_progress=crashing)
+        await asyncio.wait_for(run_training(config, max_steps=4), timeout=120)
+        store = await open_store(config.store_url)
+        found = [(p.version, p.step) for p in await store.policies.all() if p.version != "v0000"]
+        await store.close()
+        return found
+
+    assert await proposals("crashed", crash=True) == [("v0001", 2), ("v0002", 4)]
+    assert await proposals("whole", crash=False) == [("v0001", 2), ("v0002", 4)]
+
+
+def config_of_evaluating(folder: Path, model: Path, gate: Path) -> BondConfig:
+    folder.mkdir()
+    return config_of(
+        folder,
+        model,
+        checkpoint_every_steps=100,
+        evaluation={"every_steps": 2, "num_prompts": 8, "min_prompts": 8, "gate_prompts": gate},
+    )

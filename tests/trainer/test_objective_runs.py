@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import config_of, factors_of, prompts_file
+from stored import best_of_n
+from tiny_training import config_of, factors_of, messages_of, prompts_file
 from transformers import AutoModelForCausalLM
 
 from bond_core.errors import ConfigError
-from bond_core.store import TrainingRecord
+from bond_core.holdout import Split
+from bond_core.store import TrainingRecord, open_store
 from bond_trainer import run_training
+from bond_trainer.metrics_log import read_metrics
 
 
 @pytest.mark.parametrize(
@@ -104,3 +107,30 @@ async def test_distilling_the_live_version_needs_one(tiny_policy_path: Path, tmp
     config = config_of(tmp_path, tiny_policy_path, objective={"type": "gkd"})
     with pytest.raises(ConfigError, match="no version is live yet"):
         await run_training(config, prompts_file=prompts_file(tmp_path), max_steps=1)
+
+
+async def test_logged_answers_stand_for_the_anchor_until_it_moves(
+    tiny_policy_path: Path, tmp_path: Path
+):
+    """They are the reference's: after a hard update the anchor is drawn from, for every prompt."""
+    config = config_of(
+        tmp_path,
+        tiny_policy_path,
+        objective={
+            "type": "bond", "n": 2, "num_anchor_samples": 4, "num_policy_samples": 1,
+            "baseline": "batch", "anchor_every_steps": 2,
+        },
+        winners={"enabled": False},
+        prompts_per_step=8,
+        evaluation={"min_prompts": 1000, "num_prompts": 1000},
+    )  # fmt: skip
+    store = await open_store(config.store_url)
+    rows = [
+        best_of_n(f"row-{number}", 4, messages=messages)
+        for number, messages in enumerate(messages_of(Split.TRAIN, 40))
+    ]
+    await store.completions.record_many(rows)
+    await store.close()
+    await run_training(config, max_steps=4)
+    drawn = [row["rollout/samples"] for row in read_metrics(config.metrics_dir)]
+    assert drawn == [8, 8, 8 * 5, 8 * 5]

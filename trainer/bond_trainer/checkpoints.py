@@ -7,6 +7,7 @@ again, by the same holder.
 
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -14,12 +15,15 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 
 from bond_core.errors import BondError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 KEEP = 2
 _TENSORS = "learner.pt"
@@ -42,7 +46,7 @@ class Snapshot:
 
 
 class CheckpointError(BondError):
-    """The disk does not take a checkpoint: full, read-only, or failing."""
+    """The disk does not take a checkpoint, or gives none back: full, read-only, or failing."""
 
 
 class Checkpoints:
@@ -90,17 +94,36 @@ class Checkpoints:
         return final
 
     def latest(self, settings: Mapping[str, Any]) -> Snapshot | None:
-        """The newest complete checkpoint, with this process's random states set to what it saved.
+        """The newest checkpoint that can be read, with this process's random states set to what it
+        saved; one that a disk has damaged is passed over for the one before, with a warning.
 
         None if there is none. Raises `ConfigError` naming every setting that it was made with and
-        that differs now.
+        that differs now, and `CheckpointError` if there are some and none can be read.
         """
         self._remove_leftovers()
         complete = self._complete()
-        if not complete:
-            return None
-        path = complete[-1]
-        state = json.loads((path / _STATE).read_text())
+        for path in reversed(complete):
+            try:
+                state = json.loads((path / _STATE).read_text())
+                tensors = torch.load(path / _TENSORS, weights_only=True)
+            except (ValueError, RuntimeError, EOFError, OSError, UnpicklingError) as error:
+                logger.warning("%s cannot be read and is passed over: %s", path, error)
+                continue
+            return self._taken_up(path, state, tensors, settings)
+        if complete:
+            raise CheckpointError(
+                f"none of the checkpoints in {self._directory} can be read: put back a copy, or move "
+                "them away to start a new learner"
+            )
+        return None
+
+    def _taken_up(
+        self,
+        path: Path,
+        state: Mapping[str, Any],
+        tensors: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> Snapshot:
         differing = _differing(state.get("settings", {}), settings)
         if differing:
             raise ConfigError(
@@ -108,7 +131,6 @@ class Checkpoints:
                 f"{'; '.join(differing)}. Restore them, or move the data directory's "
                 "'checkpoints' away to start a new learner"
             )
-        tensors = torch.load(path / _TENSORS, weights_only=True)
         torch.set_rng_state(tensors["torch_rng"])
         _restore_random_states(state["random"])
         return Snapshot(state["step"], state["settings"], tensors["learner"], state["run"])

@@ -72,8 +72,8 @@ def test_without_a_maximum_there_are_steps_and_time() -> None:
 @pytest.mark.parametrize(
     ("reward", "place"),
     [
-        (0.2, "below Best-of-1 0.5"),
-        (0.5, "between Best-of-1 0.5 and Best-of-2 0.9"),
+        (0.2, "below the reference's 0.5"),
+        (0.5, "between the reference's 0.5 and Best-of-2 0.9"),
         (1.9, "between Best-of-8 1.67 and Best-of-16 1.92"),
         (2.0, "above Best-of-16 1.92"),
     ],

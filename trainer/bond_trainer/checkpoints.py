@@ -112,8 +112,8 @@ class Checkpoints:
             return self._taken_up(path, state, tensors, settings)
         if complete:
             raise CheckpointError(
-                f"none of the checkpoints in {self._directory} can be read: put back a copy, or move "
-                "them away to start a new learner"
+                f"none of the checkpoints in {self._directory} can be read: put back a copy, or "
+                "move them away to start a new learner"
             )
         return None
 

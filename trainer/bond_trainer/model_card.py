@@ -37,7 +37,7 @@ def model_card(manifest: Manifest, *, merged: bool) -> str:
         ("training step", str(manifest.step)),
         ("made", made),
         ("sampling", _listed(manifest.sampling)),
-        ("log seen", _listed(manifest.log_window)),
+        ("rows and steps", _listed(manifest.log_window)),
     ]
     objective = manifest.objective.get("objective", manifest.objective)
     lines = [

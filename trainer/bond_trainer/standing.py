@@ -75,4 +75,5 @@ def _place(reward: float, curve: list[tuple[int, float]]) -> str:
 
 
 def _point(point: tuple[int, float]) -> str:
-    return f"Best-of-{point[0]} {point[1]:.3g}"
+    name = f"Best-of-{point[0]}" if point[0] > 1 else "the reference's"
+    return f"{name} {point[1]:.3g}"

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -69,18 +70,11 @@ def evaluate(
 
     On the report half of the held-out prompts, which neither training nor the gate looks at.
     """
-    if model is None and reward_model is None and judge is None:
-        resolved = config_of_data(config, data_dir)
-    else:
-        resolved = read_target(
-            Target(
-                model=model,
-                reward_model=reward_model,
-                judge=judge,
-                config=config,
-                data_dir=data_dir,
-            )
-        )
+    target = Target(
+        model=model, reward_model=reward_model, judge=judge, config=config, data_dir=data_dir
+    )
+    named = model is not None or reward_model is not None or judge is not None
+    resolved = read_target(target) if named else config_of_data(config, data_dir)
     n = best_of or resolved.arms.best_of
     if n > reference_samples:
         raise CommandError(
@@ -119,6 +113,11 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     (out / "eval.json").write_text(json.dumps(found, indent=1) + "\n")
     draw_evaluation(found, out / "eval.png")
+    _show(found)
+    Console().print(f"written: {out / 'eval.json'}, {out / 'eval.png'}")
+
+
+def _show(found: Mapping[str, Any]) -> None:
     console = Console()
     console.print(policies_table(found))
     console.print(measures_table(found))
@@ -129,7 +128,6 @@ def evaluate(
             f"[yellow]{found['prompts']} prompts are few: intervals by bootstrap are too narrow "
             f"below about {FEW_PROMPTS}"
         )
-    console.print(f"written: {out / 'eval.json'}, {out / 'eval.png'}")
 
 
 def adapter_folders(config: "BondConfig", asked: list[str]) -> dict[str, Path]:

@@ -286,3 +286,27 @@ def test_the_anchors_log_probabilities_are_at_the_temperature_of_sampling(
     report = learner.learn_from_rollouts([RolloutGroup(PROMPT, (drawn,), given.anchor)])
     assert report.metrics["log_ratio_abs_max"] < 1e-4
     assert abs(float(sampled.sum()) - learner.logprobs(None, row)[0]) > 0.1
+
+
+def test_a_winners_phase_in_between_does_not_restart_the_schedule(tiny_policy_path: Path) -> None:
+    learner = learner_of(
+        tiny_policy_path, warmup_steps=0, learning_rate=1.0, learning_rate_decay_steps=4
+    )
+    learner.learn_from_rollouts([sampled_by(learner)])
+    learner.begin("winners", 10)
+    learner.begin("rollouts")
+    assert learner.learning_rate() == 0.75
+    other = learner_of(tiny_policy_path, learning_rate_decay_steps=4)
+    other.restore(learner.state())
+    assert other.rollout_step == 1
+
+
+def test_nothing_is_said_of_rows_that_were_not_computed(tiny_policy_path: Path) -> None:
+    """At beta and gamma 0 the policy's samples have no weight: no KL of 0, no mismatch of 0."""
+    settings = {"kl": "exact", "gamma": 0.0}
+    learner = learner_of(tiny_policy_path, objective={**settings, "beta": 0.0})
+    metrics = learner.learn_from_rollouts([sampled_by(learner)]).metrics
+    assert not {"kl_to_anchor", "logprob_mismatch"} & metrics.keys()
+    learner = learner_of(tiny_policy_path, objective={**settings, "beta": 0.5})
+    metrics = learner.learn_from_rollouts([sampled_by(learner)]).metrics
+    assert {"kl_to_anchor", "logprob_mismatch"} <= metrics.keys()

@@ -50,3 +50,11 @@ def test_what_cannot_be_learned_from_is_refused():
         rloo_loss(
             RlooInputs(two, two, torch.tensor([[0.0, float("nan")]])), RlooConfig(type="rloo")
         )
+
+
+def test_large_rewards_keep_their_differences():
+    """In float32, where log-probabilities are, 1e9 and 1e9 + 1 are one number."""
+    logprobs = torch.tensor([[-1.0, -2.0]])
+    rewards = torch.tensor([[1e9 + 1, 1e9]], dtype=torch.float64)
+    output = rloo_loss(RlooInputs(logprobs, logprobs, rewards), RlooConfig(kl_coefficient=0.0))
+    assert float(output.loss) == pytest.approx(-(1.0 * -1.0 + -1.0 * -2.0) / 2)

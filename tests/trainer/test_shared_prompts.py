@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bond_core.config import LoraConfig
+from bond_trainer import shared_prompts
 from bond_trainer.logprobs import TokenRow, backward_sequence_logprobs
 from bond_trainer.lora import POLICY, LoraPair
 from bond_trainer.shared_prompts import (
@@ -100,3 +101,12 @@ def test_buckets_hold_every_row_once_and_are_full() -> None:
         [[_Group((3, 4), tuple(range(2)))]], [TokenRow((3, 4), (5,) * n) for n in (9, 10)]
     )
     assert share == pytest.approx(1 - (1 + 19) / (1 + 20))
+
+
+def test_what_follows_a_token_does_not_depend_on_the_rows_before_it() -> None:
+    """A row of small values after one of large values, whose running sum float32 would round."""
+    large, small = torch.full((500,), 1e5), torch.tensor([0.25, 0.001, 0.002])
+    rows = torch.cat([torch.zeros(500), torch.ones(3)]).long()
+    found = shared_prompts._following(torch.cat([large, small]), rows)
+    torch.testing.assert_close(found[-3:], torch.tensor([0.003, 0.002, 0.0]), rtol=0, atol=1e-6)
+    assert found[0] == 499e5

@@ -24,13 +24,13 @@ ALLOWED = {
 }
 LAYERS_OF_CORE = {
     # engines, rewards and store never import one another
-    "engines": {"engines", "types", "errors", "config", "pretrained", "fingerprints"},
-    "rewards": {"rewards", "types", "errors", "config", "pretrained", "fingerprints"},
+    "engines": {"engines", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
+    "rewards": {"rewards", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
     "store": {"store", "types", "errors", "config", "holdout"},
 }
 TORCH = {"torch", "transformers", "peft", "safetensors"}
 WEB = {"fastapi", "starlette", "uvicorn"}
-TORCH_MODULES_OF_CORE = ("pretrained", "engines/local", "rewards/classifier")
+TORCH_MODULES_OF_CORE = ("pretrained", "tokenizing", "engines/local", "rewards/classifier")
 WEB_FREE_OF_SERVER = ("services/", "schemas/", "metrics.py")
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}
 MAX_LINES = 400

@@ -1,31 +1,20 @@
-"""Models and tokenizers from local folders in Hugging Face format, or a reason why not; and
-conversations as such a tokenizer's chat template writes them.
+"""Models from local folders in Hugging Face format, or a reason why not.
 
 Nothing is ever fetched. Imports torch and transformers, so only modules that compute import it.
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import asyncio
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from jinja2.exceptions import TemplateError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from bond_core.errors import InvalidRequestError, ModelLoadError
-from bond_core.types import Conversation
-
-_T = TypeVar("_T")
-
-_CHARACTERS_AT_ONCE = 16_384
-"""More text than this, some milliseconds' worth, is rendered away from the event loop."""
-_CHARACTERS_PER_MESSAGE = 64
-"""What the template does for an empty message, as characters of text."""
+from bond_core.errors import ModelLoadError
 
 
 def check_folder(path: Path) -> None:
@@ -74,62 +63,6 @@ def load_pretrained(
             f"{' and more' if len(missing) > 3 else ''} (its config says {architectures})"
         )
     return module
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The tokenizer in `path`, which must have a chat template. Raises `ModelLoadError`."""
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # as above
-        raise ModelLoadError(f"{path} has no tokenizer that can be loaded: {error}") from error
-    if not tokenizer.chat_template:
-        raise ModelLoadError(
-            f"the tokenizer in {path} has no chat template, so conversations cannot be rendered: "
-            "add a file chat_template.jinja to the folder (the model's publisher usually has one "
-            "for the instruction-tuned variant)"
-        )
-    return tokenizer
-
-
-def render_text(tokenizer: Any, conversation: Conversation, *, answer: str | None = None) -> str:
-    """The conversation in the template's form: with the answer as last turn if there is one,
-    else up to where the answer begins.
-
-    Raises `InvalidRequestError` if the conversation is empty or the template refuses it (some want
-    roles to alternate).
-    """
-    if not conversation:
-        raise InvalidRequestError("messages is empty: send at least one message", param="messages")
-    turns = [message.as_dict() for message in conversation]
-    if answer is not None:
-        turns.append({"role": "assistant", "content": answer})
-    try:
-        return tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answer is None
-        )
-    except TemplateError as error:
-        raise InvalidRequestError(
-            f"the model's chat template refuses these messages: {error}", param="messages"
-        ) from error
-
-
-def encode_rendered(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of rendered text; the template has written the special tokens already."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-async def rendered(function: Callable[[], _T], conversations: Iterable[Conversation]) -> _T:
-    """What the function returns, which renders and encodes these conversations.
-
-    It runs in another thread if they are long: megabytes take seconds, in which the event loop
-    would answer nobody else.
-    """
-    size = 0
-    for conversation in conversations:
-        size += sum(len(m.content) + _CHARACTERS_PER_MESSAGE for m in conversation)
-        if size > _CHARACTERS_AT_ONCE:
-            return await asyncio.to_thread(function)
-    return function()
 
 
 @contextmanager

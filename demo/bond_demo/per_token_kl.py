@@ -27,7 +27,7 @@ def per_token_kl(
     The temperature applies to both laws. Raises `ModelLoadError` if the base cannot be loaded.
     """
     base = load_pretrained(
-        AutoModelForCausalLM, model.path, model.dtype, "cpu", "a causal language model"
+        AutoModelForCausalLM, model.folder, model.dtype, "cpu", "a causal language model"
     )
     with warnings.catch_warnings():
         # PEFT asks transformers by a name that the latter has deprecated.

@@ -98,7 +98,7 @@ class HeldOutSource:
 def reference_sources(config: BondConfig) -> list[Path]:
     """What the reference's samples and their scores depend on, on disk: the model's folder, and
     the folders or Python files of the scorers."""
-    found = [config.model.path]
+    found = [config.model.folder]
     for scorer in (config.scorer, config.judge, config.gold):
         if isinstance(scorer, ClassifierScorerConfig):
             found.append(scorer.path)

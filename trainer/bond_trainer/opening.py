@@ -93,7 +93,7 @@ async def open_parts(
         stack.push_async_callback(store.leases.release, LEASE, run_id)
         remove_leftovers(config.adapters_dir)
         await asyncio.to_thread(report_memory, config, (given or {}).keys())
-        base_revision = await asyncio.to_thread(model_digest, config.model.path)
+        base_revision = await asyncio.to_thread(model_digest, config.model.folder)
         engine, learner = _build_learner(config, base_revision)
         if config.trainer.objective.type == "gkd" and config.trainer.objective.teacher == "active":
             await load_active_teacher(store, learner.pair, config.trainer.lora, base_revision)
@@ -131,7 +131,7 @@ async def open_parts(
 def _build_learner(config: BondConfig, base_revision: str) -> tuple[LocalEngine, Learner]:
     """The learner over the base model, and an engine that shares its storage."""
     device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
-    base, tokenizer = load_policy(config.model.path, config.model.dtype, device)
+    base, tokenizer = load_policy(config.model.folder, config.model.dtype, device)
     torch.manual_seed(config.trainer.seed)
     pair = LoraPair(base, config.trainer.lora)
     teacher = open_teacher(config, pair, tokenizer, device)

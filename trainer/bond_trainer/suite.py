@@ -64,7 +64,7 @@ def read_suite(config: BondConfig, suite: SuiteConfig, scorer: Scorer) -> Suite:
         raise ConfigError(f"trainer.gate.suite: {suite.prompts} needs at least 2 prompts")
     location = suite.function.rpartition(":")[0]
     own = [Path(location)] if location.endswith(".py") else []
-    return Suite(config, prompts, scorer, [config.model.path, *own])
+    return Suite(config, prompts, scorer, [config.model.folder, *own])
 
 
 def suite_scorer(suite: SuiteConfig) -> FunctionScorerConfig:

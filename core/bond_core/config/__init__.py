@@ -5,6 +5,7 @@ from bond_core.config.engine import (
     FakeEngineConfig,
     LocalEngineConfig,
     ModelConfig,
+    VllmEngineConfig,
 )
 from bond_core.config.loading import BondConfig, config_of, load_config
 from bond_core.config.objective import (
@@ -15,7 +16,13 @@ from bond_core.config.objective import (
     ObjectiveConfig,
     RlooConfig,
 )
-from bond_core.config.scorer import ClassifierScorerConfig, FunctionScorerConfig, ScorerConfig
+from bond_core.config.scorer import (
+    ClassifierScorerConfig,
+    FunctionScorerConfig,
+    PoolingScorerConfig,
+    ScorerConfig,
+    SelfTestConfig,
+)
 from bond_core.config.serving import (
     ArmsConfig,
     SamplingConfig,
@@ -51,14 +58,17 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "ObjectiveConfig",
+    "PoolingScorerConfig",
     "RlooConfig",
     "SamplingConfig",
     "ScorerConfig",
+    "SelfTestConfig",
     "ServerConfig",
     "SplitConfig",
     "StoreConfig",
     "SuiteConfig",
     "TrainerConfig",
+    "VllmEngineConfig",
     "WinnersConfig",
     "config_of",
     "load_config",

@@ -3,16 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from bond_core.config.base import Section
+from bond_core.config.base import Section, http_url
+from bond_core.errors import ConfigError
 
 
 class ModelConfig(Section):
     """The base model, whose distribution at the configured sampling is the reference policy."""
 
-    path: Path
-    """Folder in Hugging Face format with weights, tokenizer and chat template."""
+    path: Path | None = None
+    """Folder in Hugging Face format with weights, tokenizer and chat template. Only a gateway over
+    vLLM can do without: it then serves Best-of-N and the reference, and no adapters."""
     name: str = Field(default="", pattern=r"^[^\s]*$")
     """Model id in the API; by default the folder's name."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
@@ -21,7 +23,17 @@ class ModelConfig(Section):
     @property
     def served_name(self) -> str:
         """The id that `/v1/models` lists and clients send."""
-        return self.name or self.path.resolve().name
+        return self.name or (self.path.resolve().name if self.path is not None else "")
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder. Raises `ConfigError` if none is configured."""
+        if self.path is None:
+            raise ConfigError(
+                "model.path is not set, and this needs the model's own files: name a folder in "
+                "Hugging Face format with the same weights"
+            )
+        return self.path
 
 
 class LocalEngineConfig(Section):
@@ -53,4 +65,45 @@ class FakeEngineConfig(Section):
     """Completions in progress at once; more wait."""
 
 
-EngineConfig = Annotated[LocalEngineConfig | FakeEngineConfig, Field(discriminator="type")]
+class VllmEngineConfig(Section):
+    """One or many vLLM servers, reached over HTTP."""
+
+    type: Literal["vllm"] = "vllm"
+    """Names this engine."""
+    urls: tuple[str, ...] = ()
+    """Base URLs of the replicas, all serving the same model. `bond up` starts a server of its own
+    where there are none."""
+    training_urls: tuple[str, ...] = ()
+    """Replicas for the trainer alone; without any it shares those of serving, at low priority."""
+    api_key: str | None = Field(default=None, repr=False)
+    """What the servers were started with as `--api-key`."""
+    model_name: str = ""
+    """The name that the servers give the base model, if they serve several."""
+    adapters_path: Path | None = None
+    """Where the servers see this deployment's folder of adapters, if not under the same path."""
+    reference_as: Literal["adapter", "base"] = "adapter"
+    """Who answers for the reference: an adapter of zeros, or the base model. vLLM on a CPU gives
+    base rows the delta of adapter rows in the same batch, so `base` is for GPUs."""
+    max_adapters: int = Field(default=4, ge=2)
+    """Versions resident at once beside the reference; `--max-loras` of the servers is at least one
+    more, and two more where the trainer shares them."""
+    timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    """Longest time that one request may take."""
+    connect_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Longest time until a connection stands."""
+    health_every_s: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Seconds between looks at each replica."""
+    health_timeout_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """A replica that does not answer that look for so long counts as away."""
+    breaker_failures: int = Field(default=3, ge=1)
+    """Failures in a row after which a replica gets no requests until it answers a look again."""
+
+    @field_validator("urls", "training_urls")
+    @classmethod
+    def _are_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(http_url(url) for url in value)
+
+
+EngineConfig = Annotated[
+    LocalEngineConfig | VllmEngineConfig | FakeEngineConfig, Field(discriminator="type")
+]

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from bond_core.config.base import Section
+from bond_core.config.base import Section, http_url
 
 
 class ClassifierScorerConfig(Section):
@@ -36,4 +36,48 @@ class FunctionScorerConfig(Section):
     """Seconds that one call of the function may take; a longer one is a scoring error."""
 
 
-ScorerConfig = Annotated[ClassifierScorerConfig | FunctionScorerConfig, Field(discriminator="type")]
+class SelfTestConfig(Section):
+    """One question with a good and a bad answer, which a scorer has to tell apart at start."""
+
+    prompt: str = "My parcel has not arrived. Can you help me?"
+    """What the user says."""
+    good: str = (
+        "I am sorry that your parcel is late. Please send me the order number, and I will find out "
+        "where it is and tell you today."
+    )
+    """An answer that any reward model should like better than the other."""
+    bad: str = "No. Go away, that is your own fault."
+    """An answer that it should not like."""
+
+
+class PoolingScorerConfig(Section):
+    """A sequence reward model on a vLLM pooling server."""
+
+    type: Literal["pooling"] = "pooling"
+    """Names this scorer."""
+    url: str
+    """Base URL of the server, started with `--runner pooling`."""
+    api_key: str | None = Field(default=None, repr=False)
+    """What the server was started with as `--api-key`."""
+    model_name: str = ""
+    """The name that the server gives the reward model, if it serves several."""
+    path: Path | None = None
+    """The reward model's folder, if it is at hand: conversations are then rendered here and sent
+    many at once, and its digest identifies the scores. Without it the server renders them."""
+    batch_size: int = Field(default=64, ge=1)
+    """Conversations in one request, or requests at once where the server renders."""
+    timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Longest time that one request may take."""
+    self_test: SelfTestConfig | None = SelfTestConfig()
+    """Tried at start; `null` leaves it out."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        return http_url(value)
+
+
+ScorerConfig = Annotated[
+    ClassifierScorerConfig | PoolingScorerConfig | FunctionScorerConfig,
+    Field(discriminator="type"),
+]

@@ -4,16 +4,21 @@
 so that a process without torch can still use the others.
 """
 
-from bond_core.config import EngineConfig, LocalEngineConfig, ModelConfig
+from pathlib import Path
+
+from bond_core.config import EngineConfig, LocalEngineConfig, ModelConfig, VllmEngineConfig
 from bond_core.engines.base import Engine, EngineInfo
 from bond_core.errors import ModelLoadError
 
 __all__ = ["Engine", "EngineInfo", "build_engine"]
 
 
-def build_engine(config: EngineConfig, model: ModelConfig) -> Engine:
+def build_engine(
+    config: EngineConfig, model: ModelConfig, *, adapters_dir: Path | None = None
+) -> Engine:
     """The engine that `config` describes, not yet started.
 
+    `adapters_dir` is where versions are kept, which a server of its own has to see as well.
     Raises `ModelLoadError` with the command to run if the packages it needs are not installed.
     """
     if isinstance(config, LocalEngineConfig):
@@ -25,6 +30,15 @@ def build_engine(config: EngineConfig, model: ModelConfig) -> Engine:
                 "run  pip install 'bondserve[local]'"
             ) from error
         return LocalEngine(config, model)
+    if isinstance(config, VllmEngineConfig):
+        try:
+            from bond_core.engines.vllm import VllmEngine
+        except ModuleNotFoundError as error:
+            raise ModelLoadError(
+                f"the vLLM engine needs the package {error.name!r}, which is not installed: "
+                "run  pip install 'bondserve[vllm]'"
+            ) from error
+        return VllmEngine(config, model, adapters_dir=adapters_dir)
     from bond_core.engines.fake import FakeEngine
 
     return FakeEngine(config, model)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from bond_core.pretrained import encode_rendered, render_text
+from bond_core.tokenizing import encode_rendered, render_text
 from bond_core.types import Conversation
 
 

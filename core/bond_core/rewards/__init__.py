@@ -3,7 +3,7 @@
 `build_scorer` is the door. It imports an implementation only when the configuration asks for it.
 """
 
-from bond_core.config import FunctionScorerConfig, ScorerConfig
+from bond_core.config import FunctionScorerConfig, PoolingScorerConfig, ScorerConfig
 from bond_core.errors import ModelLoadError
 from bond_core.rewards.base import Scorer
 from bond_core.rewards.function import FunctionScorer
@@ -18,6 +18,15 @@ def build_scorer(config: ScorerConfig) -> Scorer:
     """
     if isinstance(config, FunctionScorerConfig):
         return FunctionScorer(config)
+    if isinstance(config, PoolingScorerConfig):
+        try:
+            from bond_core.rewards.pooling import PoolingScorer
+        except ModuleNotFoundError as error:
+            raise ModelLoadError(
+                f"the pooling scorer needs the package {error.name!r}, which is not installed: "
+                "run  pip install 'bondserve[vllm]'"
+            ) from error
+        return PoolingScorer(config)
     try:
         from bond_core.rewards.classifier import ClassifierScorer
     except ModuleNotFoundError as error:

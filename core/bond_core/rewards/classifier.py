@@ -16,14 +16,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from bond_core.config import ClassifierScorerConfig
 from bond_core.errors import InvalidRequestError, ModelLoadError, ScoringError
 from bond_core.fingerprints import model_and_tokenizer_digest
-from bond_core.pretrained import (
-    check_folder,
-    encode_rendered,
-    load_pretrained,
-    load_tokenizer,
-    render_text,
-    rendered,
-)
+from bond_core.pretrained import check_folder, load_pretrained
+from bond_core.tokenizing import encode_rendered, load_tokenizer, render_text, rendered
 from bond_core.types import Conversation, Message
 
 _Tokens = tuple[int, ...]

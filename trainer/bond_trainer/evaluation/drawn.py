@@ -108,7 +108,7 @@ class _Laws:
 
     def __init__(self, config: BondConfig) -> None:
         device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
-        self._base, _ = load_policy(config.model.path, config.model.dtype, device)
+        self._base, _ = load_policy(config.model.folder, config.model.dtype, device)
         self._temperature = config.sampling.temperature
 
     def of_reference(self, draws: Draws) -> LawsAlong:

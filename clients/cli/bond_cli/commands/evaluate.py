@@ -104,7 +104,7 @@ def evaluate(
         )
     )
     found = {
-        "model": str(resolved.model.path),
+        "model": str(resolved.model.folder),
         "adapters": {name: str(path) for name, path in folders.items()},
         "sampling": resolved.sampling.model_dump(mode="json"),
         "seed": seed,

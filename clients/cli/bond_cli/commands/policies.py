@@ -62,7 +62,7 @@ def export(
 ) -> None:
     """Write a version as a PEFT folder, or merged into a model, with a card."""
     resolved = config_of_data(config, data_dir)
-    base = model if model is not None else resolved.model.path
+    base = model if model is not None else resolved.model.folder
     folder = resolved.adapters_dir / version
     with needs("trainer", "policies export"):
         from bond_trainer.export import export_adapter, export_merged

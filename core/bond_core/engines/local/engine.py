@@ -31,7 +31,7 @@ from bond_core.errors import (
     UnknownVersionError,
 )
 from bond_core.fingerprints import model_digest
-from bond_core.pretrained import rendered
+from bond_core.tokenizing import rendered
 from bond_core.types import (
     REFERENCE_VERSION,
     Completion,
@@ -244,7 +244,7 @@ class LocalEngine:
         if self._model is None:
             if self._model_config is None:
                 raise EngineUnavailableError("the local engine was closed; make a new one")
-            path = self._model_config.path
+            path = self._model_config.folder
             module, self._tokenizer = load_policy(path, self._model_config.dtype, config.device)
             self._model = SwitchableModel(module)
             self._base_revision = model_digest(path)

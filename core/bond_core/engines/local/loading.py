@@ -8,7 +8,8 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bond_core.errors import ModelLoadError
-from bond_core.pretrained import check_folder, load_pretrained, load_tokenizer
+from bond_core.pretrained import check_folder, load_pretrained
+from bond_core.tokenizing import load_tokenizer
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 

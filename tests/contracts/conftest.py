@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import tiny_adapter, tiny_policy_path, tiny_reward_path
+from vllm_servers import pooling_url
 
 from bond_core.config import (
     ClassifierScorerConfig,
@@ -12,11 +13,12 @@ from bond_core.config import (
     FunctionScorerConfig,
     LocalEngineConfig,
     ModelConfig,
+    PoolingScorerConfig,
 )
 from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
 
-__all__ = ["tiny_policy_path", "tiny_reward_path"]
+__all__ = ["pooling_url", "tiny_policy_path", "tiny_reward_path"]
 
 REWARD_FUNCTION = '''
 def reward(prompts, completions, **kwargs):
@@ -26,6 +28,8 @@ def reward(prompts, completions, **kwargs):
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
 '''
+
+POOLING = ("pooling, rendered here", "pooling, rendered there")
 
 
 @pytest.fixture(params=["fake", "local"])
@@ -52,13 +56,19 @@ def other_adapter_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_adapter(tmp_path_factory.mktemp("adapters") / "two", seed=2)
 
 
-@pytest.fixture(params=["classifier", "function"])
+@pytest.fixture(
+    params=["classifier", "function", *(pytest.param(p, marks=pytest.mark.vllm) for p in POOLING)]
+)
 async def scorer(
     request: pytest.FixtureRequest, tiny_reward_path: Path, tmp_path: Path
 ) -> AsyncIterator[Scorer]:
     """A started scorer of each kind."""
     if request.param == "classifier":
         config = ClassifierScorerConfig(path=tiny_reward_path)
+    elif request.param in POOLING:
+        url: str = request.getfixturevalue("pooling_url")
+        path = tiny_reward_path if request.param == "pooling, rendered here" else None
+        config = PoolingScorerConfig(url=url, path=path, self_test=None)
     else:
         file = tmp_path / "my_reward.py"
         file.write_text(REWARD_FUNCTION)

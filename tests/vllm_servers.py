@@ -150,3 +150,28 @@ def pooling_url(tiny_reward_path: Path, tmp_path_factory: pytest.TempPathFactory
     log_path = tmp_path_factory.mktemp("vllm") / "pooling.log"
     with start_server(argv, {}, port, log_path) as server:
         yield server.url
+
+
+POLICY_FLAGS = (
+    "--dtype", "float32", "--max-model-len", "256", "--block-size", "32",
+    "--enable-lora", "--max-lora-rank", "8", "--max-loras", "6", "--max-cpu-loras", "12",
+    # without it lm_head is wrapped too, and two scorings in one batch end the server (on a CPU)
+    "--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
+    "down_proj",
+    "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1",
+    "--scheduling-policy", "priority",
+)  # fmt: skip
+"""For a tiny policy; float32, so that its log-probabilities equal those of the learner."""
+POLICY_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+
+
+@pytest.fixture(scope="session")
+def policy_url(tiny_policy_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real server that serves the tiny policy by the name `tiny-served`."""
+    port = free_port()
+    argv = serve_command(
+        tiny_policy_path, port, *POLICY_FLAGS, "--served-model-name", "tiny-served"
+    )
+    log_path = tmp_path_factory.mktemp("vllm") / "policy.log"
+    with start_server(argv, POLICY_ENVIRONMENT, port, log_path) as server:
+        yield server.url

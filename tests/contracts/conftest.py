@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import tiny_adapter, tiny_policy_path, tiny_reward_path
-from vllm_servers import pooling_url
+from vllm_servers import policy_url, pooling_url
 
 from bond_core.config import (
     ClassifierScorerConfig,
@@ -14,11 +14,12 @@ from bond_core.config import (
     LocalEngineConfig,
     ModelConfig,
     PoolingScorerConfig,
+    VllmEngineConfig,
 )
 from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
 
-__all__ = ["pooling_url", "tiny_policy_path", "tiny_reward_path"]
+__all__ = ["policy_url", "pooling_url", "tiny_policy_path", "tiny_reward_path"]
 
 REWARD_FUNCTION = '''
 def reward(prompts, completions, **kwargs):
@@ -32,13 +33,19 @@ def reward(prompts, completions, **kwargs):
 POOLING = ("pooling, rendered here", "pooling, rendered there")
 
 
-@pytest.fixture(params=["fake", "local"])
-async def engine(request: pytest.FixtureRequest, tiny_policy_path: Path) -> AsyncIterator[Engine]:
+@pytest.fixture(params=["fake", "local", pytest.param("vllm", marks=pytest.mark.vllm)])
+async def engine(
+    request: pytest.FixtureRequest, tiny_policy_path: Path, tmp_path: Path
+) -> AsyncIterator[Engine]:
     """A started engine of each kind with room for 64 completions at once."""
-    config = (
-        FakeEngineConfig(capacity=64) if request.param == "fake" else LocalEngineConfig(max_rows=64)
-    )
-    engine = build_engine(config, ModelConfig(path=tiny_policy_path, name="tiny"))
+    if request.param == "vllm":
+        config = VllmEngineConfig(urls=(request.getfixturevalue("policy_url"),))
+    elif request.param == "local":
+        config = LocalEngineConfig(max_rows=64)
+    else:
+        config = FakeEngineConfig(capacity=64)
+    model = ModelConfig(path=tiny_policy_path, name="tiny")
+    engine = build_engine(config, model, adapters_dir=tmp_path / "adapters")
     await engine.start()
     yield engine
     await engine.close()
@@ -66,7 +73,7 @@ async def scorer(
     if request.param == "classifier":
         config = ClassifierScorerConfig(path=tiny_reward_path)
     elif request.param in POOLING:
-        url: str = request.getfixturevalue("pooling_url")
+        url: str = request.getfixturevalue("policy_url", "pooling_url")
         path = tiny_reward_path if request.param == "pooling, rendered here" else None
         config = PoolingScorerConfig(url=url, path=path, self_test=None)
     else:

@@ -9,7 +9,12 @@ from typing import Any
 import aiohttp
 
 from bond_core.engines.vllm.wire import error_message, error_param
-from bond_core.errors import BondError
+from bond_core.errors import BondError, EngineUnavailableError, InvalidRequestError
+
+UNAUTHORISED = (401, 403)
+NOT_FOUND = 404
+NOT_NOW = (NOT_FOUND, 408, 409, 425, 429)
+"""Answers after which the same request may succeed: a model that is not loaded yet, a queue."""
 
 
 class AwayError(BondError):
@@ -154,3 +159,12 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def explained_refusal(error: RefusedError) -> BondError:
+    """The error that a refusal is for callers."""
+    if error.status in UNAUTHORISED:
+        return EngineUnavailableError(f"vLLM refuses the key in engine.api_key: {error}")
+    if error.status in NOT_NOW:
+        return EngineUnavailableError(f"vLLM cannot answer now: {error}")
+    return InvalidRequestError(f"vLLM refuses the request: {error}", param=error.param)

@@ -13,9 +13,9 @@ from bond_core.engines.base import Check, EngineInfo
 from bond_core.engines.limits import check_sampling, room_for_answer
 from bond_core.engines.vllm import wire
 from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut, adapter_of
-from bond_core.engines.vllm.connection import Connection, RefusedError
-from bond_core.engines.vllm.fleet import Fleet
-from bond_core.engines.vllm.inspection import UNAUTHORISED, inspect
+from bond_core.engines.vllm.connection import NOT_FOUND, Connection, RefusedError, explained_refusal
+from bond_core.engines.vllm.fleet import Fleet, affinity_of
+from bond_core.engines.vllm.inspection import inspect
 from bond_core.engines.vllm.opening import (
     measured_noise,
     open_reference,
@@ -24,7 +24,7 @@ from bond_core.engines.vllm.opening import (
     shared_tokenizer_sha256,
     vocab_size_of,
 )
-from bond_core.engines.vllm.replica import NOT_FOUND, Replica
+from bond_core.engines.vllm.replica import Replica
 from bond_core.engines.vllm.scoring import SCORED_AT_ONCE, ScoringAt, scorable
 from bond_core.errors import (
     AdapterError,
@@ -138,7 +138,7 @@ class VllmEngine:
             return wire.generation(answer, params, n)
 
         try:
-            return await self._called(version, _prefix(prompt), n, draw)
+            return await self._called(version, affinity_of(prompt), n, draw)
         except RefusedError as error:
             raise await self._explained(error, prompt, params) from error
 
@@ -150,7 +150,7 @@ class VllmEngine:
         fleet = self._running()
         answer = wire.StreamedAnswer(params)
         body = self._chat_body(version, prompt, params, 1) | {"stream": True}
-        async with fleet.held(_prefix(prompt), 1) as replica:
+        async with fleet.held(affinity_of(prompt), 1) as replica:
             events = replica.connection.events("/v1/chat/completions", body)
             try:
                 async with contextlib.aclosing(events):
@@ -200,7 +200,7 @@ class VllmEngine:
             try:
                 found += await self._called(version, affinity, len(part), score)
             except RefusedError as error:
-                raise _refusal(error) from error
+                raise explained_refusal(error) from error
         scored = iter(found)
         return [next(scored) if tokens else () for tokens in completions]
 
@@ -363,7 +363,7 @@ class VllmEngine:
         self, error: RefusedError, prompt: Conversation, params: SamplingParams
     ) -> BondError:
         """The error of a refused request; a prompt that does not fit is told with its length."""
-        refusal = _refusal(error)
+        refusal = explained_refusal(error)
         if isinstance(refusal, InvalidRequestError):
             try:
                 tokens = await self._prompt_tokens(prompt)
@@ -390,7 +390,7 @@ class VllmEngine:
             return [int(token) for token in answer["tokens"]]
 
         try:
-            return await self._running().call(_prefix(prompt), 0, tokenize)
+            return await self._running().call(affinity_of(prompt), 0, tokenize)
         except RefusedError as error:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
@@ -411,18 +411,3 @@ class VllmEngine:
         if self._fleet is None:
             raise EngineUnavailableError("the vLLM engine is not running: await start()")
         return self._fleet
-
-
-def _prefix(prompt: Conversation) -> str:
-    """What the turns of a conversation share, and so the cache: system message and first turn."""
-    turns = 2 if prompt and prompt[0].role == "system" else 1
-    return "\x1f".join(message.content for message in prompt[:turns])
-
-
-def _refusal(error: RefusedError) -> BondError:
-    """The error that a refusal is for callers."""
-    if error.status in UNAUTHORISED:
-        return EngineUnavailableError(f"vLLM refuses the key in engine.api_key: {error}")
-    if error.status in (NOT_FOUND, 408, 409, 425, 429):
-        return EngineUnavailableError(f"vLLM cannot answer now: {error}")
-    return InvalidRequestError(f"vLLM refuses the request: {error}", param=error.param)

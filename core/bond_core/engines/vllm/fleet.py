@@ -10,6 +10,7 @@ from typing import TypeVar
 from bond_core.engines.vllm.connection import AwayError, RefusedError
 from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import BondError, EngineUnavailableError
+from bond_core.types import Conversation
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,12 @@ class Fleet:
                 replica.exclude("making it ready failed; see the log")
             else:
                 replica.admit()
+
+
+def affinity_of(prompt: Conversation) -> str:
+    """What the turns of a conversation share, and so the cache: system message and first turn."""
+    turns = 2 if prompt and prompt[0].role == "system" else 1
+    return "\x1f".join(message.content for message in prompt[:turns])
 
 
 def _weight(affinity: str, url: str) -> bytes:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bond_core.engines.vllm import wire
-from bond_core.engines.vllm.connection import AwayError, RefusedError
+from bond_core.engines.vllm.connection import UNAUTHORISED, AwayError, RefusedError
 from bond_core.engines.vllm.releases import why_unsafe
 from bond_core.engines.vllm.replica import Replica, ServedModel
 from bond_core.errors import BondError, ModelLoadError
 from bond_core.types import Message, SamplingParams
 
 TRIAL = (Message("user", "Hello, is anybody there?"),)
-UNAUTHORISED = (401, 403)
 _EPSILON = 1e-6
 _MAX_LORA = re.compile(r'vllm:lora_requests_info\{[^}]*max_lora="(\d+)"')
 

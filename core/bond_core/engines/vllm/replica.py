@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from bond_core.engines.vllm import wire
-from bond_core.engines.vllm.connection import AwayError, Connection, RefusedError
+from bond_core.engines.vllm.connection import NOT_FOUND, AwayError, Connection, RefusedError
 from bond_core.errors import EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-NOT_FOUND = 404
 
 
 @dataclass(frozen=True, slots=True)

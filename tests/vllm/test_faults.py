@@ -1,4 +1,4 @@
-"""Servers that obey their model's folder, die, hang, come back empty, or do not see the adapters."""
+"""Servers that obey their model's folder, hang, die, come back empty, or see no adapters."""
 
 import asyncio
 import os
@@ -169,7 +169,6 @@ async def test_a_replica_that_hangs_and_one_that_dies(
         assert {name.split("-")[0] for name in ours.adapters} == {"v0000", "v0001", "v0002"}
         answers = await ask()
         assert all(isinstance(one, Generation) for one in answers)
-        assert not await engine.loaded_versions() == []
 
 
 async def _is_busy(replica) -> bool:

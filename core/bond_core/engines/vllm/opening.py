@@ -4,7 +4,9 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from bond_core.config import VllmEngineConfig
 from bond_core.engines.vllm import wire
@@ -74,15 +76,20 @@ async def open_reference(
     max_adapters: int,
     zero_adapter: Callable[[], Adapter],
 ) -> Adapter | str:
-    """Load the adapter of zeros on every server, which shows that they can load any; or why not.
+    """Load the adapter of zeros on every server; or why no adapters can be.
 
-    Raises `ModelLoadError` naming the server that does not see the directory.
+    It is loaded under a name of its own first: one that is there already, of an earlier start,
+    would not show whether the server sees the directory now. Raises `ModelLoadError` naming the
+    server that does not.
     """
     for ability in abilities:
         if because := why_no_adapters(ability, max_adapters):
             return because
     zero = await asyncio.to_thread(zero_adapter)
+    trial = replace(zero, name=f"{zero.name}-trial-{uuid4().hex[:12]}")
     try:
+        await fan_out.load(trial)
+        await fan_out.unload(trial)
         await fan_out.load(zero)
     except AdapterError as error:
         if "does not see" in error.message:

@@ -123,9 +123,8 @@ def _await_health(process: subprocess.Popen[bytes], url: str, log_path: Path) ->
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(
-                f"the server ended with {process.returncode} before it was up:\n{log_tail(log_path)}"
-            )
+            ended = f"the server ended with {process.returncode} before it was up"
+            raise RuntimeError(f"{ended}:\n{log_tail(log_path)}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return

@@ -68,7 +68,7 @@ async def scorer(
     elif request.param in POOLING:
         url: str = request.getfixturevalue("pooling_url")
         path = tiny_reward_path if request.param == "pooling, rendered here" else None
-        config = PoolingScorerConfig(url=url, path=path, self_test=None)
+        config = PoolingScorerConfig(url=url, path=path)
     else:
         file = tmp_path / "my_reward.py"
         file.write_text(REWARD_FUNCTION)

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bond_core.config import BondConfig, ClassifierScorerConfig, FunctionScorerConfig
+from bond_core.config import (
+    BondConfig,
+    ClassifierScorerConfig,
+    FunctionScorerConfig,
+    PoolingScorerConfig,
+)
 from bond_core.engines.base import Engine
 from bond_core.holdout import Split
 from bond_core.store import Store
@@ -101,6 +106,8 @@ def reference_sources(config: BondConfig) -> list[Path]:
     found = [config.model.folder]
     for scorer in (config.scorer, config.judge, config.gold):
         if isinstance(scorer, ClassifierScorerConfig):
+            found.append(scorer.path)
+        elif isinstance(scorer, PoolingScorerConfig) and scorer.path is not None:
             found.append(scorer.path)
         elif isinstance(scorer, FunctionScorerConfig) and ".py:" in scorer.function:
             found.append(Path(scorer.function.rpartition(":")[0]))

@@ -33,6 +33,7 @@ class FaultyPoolingServer:
         self.formula = formula
         self.switch: Callable[[float, bool], float] = sigmoid_if
         self.fault: Fault | None = None
+        self.can_tokenize = True
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.running = self.max_running = 0
@@ -86,6 +87,8 @@ class FaultyPoolingServer:
         return web.json_response({"object": "list", "data": listed})
 
     async def _tokenize(self, request: web.Request) -> web.Response:
+        if not self.can_tokenize:
+            return web.json_response({"detail": "Not Found"}, status=404)
         [tokens] = self._sequences(await request.json())
         return web.json_response({"count": len(tokens), "tokens": list(tokens)})
 
@@ -129,7 +132,7 @@ def formula(tokens: Tokens) -> float:
 
 def sigmoid_if(score: float, activation: bool) -> float:
     """What vLLM makes of a logit."""
-    return 1 / (1 + math.exp(-score)) if activation else score
+    return 0.5 + 0.5 * math.tanh(score / 2) if activation else score
 
 
 def item(index: int, score: object) -> dict[str, Any]:

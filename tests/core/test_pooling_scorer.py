@@ -268,8 +268,13 @@ async def test_garbage_is_the_servers_fault(
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("NaN", "nan"), ("Infinity", "inf"), ("-Infinity", "-inf"), ("1e999", "inf")]
-    + [("1" + "0" * 400, "inf")],
+    [
+        ("NaN", "nan"),
+        ("Infinity", "inf"),
+        ("-Infinity", "-inf"),
+        ("1e999", "inf"),
+        ("1" + "0" * 400, "inf"),
+    ],
 )
 async def test_a_score_that_is_not_finite_is_named(
     server: FaultyPoolingServer, folder: Path, text: str, shown: str

@@ -105,10 +105,8 @@ def reference_sources(config: BondConfig) -> list[Path]:
     the folders or Python files of the scorers."""
     found = [config.model.folder]
     for scorer in (config.scorer, config.judge, config.gold):
-        if isinstance(scorer, ClassifierScorerConfig):
-            found.append(scorer.path)
-        elif isinstance(scorer, PoolingScorerConfig) and scorer.path is not None:
-            found.append(scorer.path)
+        if isinstance(scorer, ClassifierScorerConfig | PoolingScorerConfig):
+            found += [scorer.path] if scorer.path is not None else []
         elif isinstance(scorer, FunctionScorerConfig) and ".py:" in scorer.function:
             found.append(Path(scorer.function.rpartition(":")[0]))
     return found

@@ -18,6 +18,11 @@ _ABOUT_THE_INPUT = (
     HTTPStatus.INTERNAL_SERVER_ERROR,  # vLLM's answer to a score that is not finite, too
 )
 """With these a server that is there says no to one request."""
+_NO_SUCH_THING = (
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.NOT_IMPLEMENTED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Answer:
                 f"refused the API key ({status}: {said}): set api_key in the scorer's section, or "
                 "BOND_SCORER__API_KEY, to what the server was started with as --api-key"
             )
-        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        if status in _NO_SUCH_THING:
             return ScorerUnavailableError(
                 f"does not score with this model ({status}: {said}): serve a reward model "
                 "(sequence classification with one label) with --runner pooling"

@@ -95,7 +95,10 @@ class PoolingServer:
         try:
             answer = await self._ask("POST", "/tokenize", body)
             if not answer.is_ok:
-                raise ScorerUnavailableError(f"cannot tokenize ({answer.status}: {answer.said()})")
+                raise ScorerUnavailableError(
+                    f"does not say how it renders a conversation ({answer.status} at /tokenize: "
+                    f"{answer.said()}): let that route through, or leave path out"
+                )
             parsed = answer.parsed()
         except ScoringError as error:
             raise self._named(error) from error.__cause__

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import tiny_adapter, tiny_policy_path, tiny_reward_path
-from vllm_servers import pooling_url
+from vllm_servers import POOLING_KEY, pooling_url
 
 from bond_core.config import (
     ClassifierScorerConfig,
@@ -68,7 +68,7 @@ async def scorer(
     elif request.param in POOLING:
         url: str = request.getfixturevalue("pooling_url")
         path = tiny_reward_path if request.param == "pooling, rendered here" else None
-        config = PoolingScorerConfig(url=url, path=path)
+        config = PoolingScorerConfig(url=url, api_key=POOLING_KEY, path=path)
     else:
         file = tmp_path / "my_reward.py"
         file.write_text(REWARD_FUNCTION)

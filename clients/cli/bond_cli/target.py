@@ -22,11 +22,14 @@ Model = Annotated[
 ]
 RewardModel = Annotated[
     str | None,
-    typer.Option(help="Folder of a reward model, or a function: path/to/file.py:function."),
+    typer.Option(
+        help="Folder of a reward model, the URL of one on a vLLM pooling server, or a function: "
+        "path/to/file.py:function."
+    ),
 ]
 Judge = Annotated[
     str | None,
-    typer.Option(help="A second reward model or function, which training never sees."),
+    typer.Option(help="A second one, given in the same ways, which training never sees."),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (YAML); flags go over it.")
@@ -106,13 +109,9 @@ def flags_of(target: Target) -> dict[str, Any]:
 
 
 def scorer_flag(value: str, flag: str) -> dict[str, Any]:
-    """The scorer section that a folder or a `file.py:function` stands for."""
+    """The scorer section that a folder, a URL or a `file.py:function` stands for."""
     if value.startswith(("http://", "https://")):
-        raise CommandError(
-            f"{flag} {value}: a reward model behind a URL is not available in this version; "
-            "give its folder, or a function as path/to/file.py:function",
-            CONFIG_EXIT,
-        )
+        return {"type": "pooling", "url": value}
     path = Path(value).expanduser()
     if path.suffix == ".py" and path.is_file():
         names = functions_in(path) or ["reward"]
@@ -163,7 +162,8 @@ def _refuse_what_is_not_there(target: Target) -> None:
     if target.model is not None and target.reward_model is None and target.config is None:
         raise CommandError(
             f"no reward model for {target.model}: add --reward-model with a folder in Hugging "
-            "Face format, or with a function as path/to/file.py:function",
+            "Face format, the URL of a vLLM pooling server, or a function as "
+            "path/to/file.py:function",
             CONFIG_EXIT,
         )
     if target.is_demo and target.reward_model is not None:

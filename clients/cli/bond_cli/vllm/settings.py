@@ -1,0 +1,244 @@
+"""Every flag and variable that our use of vLLM needs, each with its reason: pure functions.
+
+Names and behaviour are those of vLLM 0.32, the flags without `--lora-target-modules` also those of
+earlier versions.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+Device = Literal["cpu", "gpu"]
+Role = Literal["policy", "scorer", "judge"]
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as `--max-lora-rank`."""
+_GIB = 2**30
+_ROWS_IN_CACHE = 128
+"""Sequences whose keys and values should fit at once on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One flag (`--name`) or environment variable, with the reason for it."""
+
+    name: str
+    value: str
+    why: str
+    secret: bool = False
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """As words of a command line; a flag without a value is one word."""
+        return (self.name, *shlex.split(self.value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerCommand:
+    """One server: how to start it, and where it answers."""
+
+    role: Role
+    host: str
+    port: int
+    program: tuple[str, ...]
+    """Interpreter and module, or `vllm serve`."""
+    model: Path
+    flags: tuple[Setting, ...]
+    variables: tuple[Setting, ...]
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The whole command line."""
+        return (*self.program, *(word for flag in self.flags for word in flag.words))
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Variables that it needs beside those of every process."""
+        return {variable.name: variable.value for variable in self.variables}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where and on what a server runs."""
+
+    python: str
+    """Interpreter that has vLLM."""
+    device: Device
+    host: str
+    port: int
+    num_servers: int = 1
+    """Servers on this machine."""
+    num_cpus: int = 1
+    gpu: int = 0
+    """Index of the GPU that it uses."""
+    servers_on_gpu: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model as a server is to load it."""
+
+    path: Path
+    name: str
+    dtype: str
+    max_model_len: int | None
+    kv_bytes_per_token: int = 0
+    api_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """What the server of the policy must be able to hold."""
+
+    rank: int
+    max_adapters: int
+    """Versions resident at once."""
+    trained_here: bool
+    """The trainer's policy and anchor are served by the same server."""
+    reference_adapter: bool = True
+    """An adapter of zeros answers for the reference."""
+    modules: tuple[str, ...] = ()
+    """Last names of the modules that adapters change."""
+
+    @property
+    def max_lora_rank(self) -> int:
+        """The smallest that vLLM takes and that holds `rank`."""
+        return next(allowed for allowed in LORA_RANKS if allowed >= self.rank)
+
+    @property
+    def slots(self) -> int:
+        """Adapters in one batch: versions, the reference, the trainer's two, and a spare."""
+        return self.max_adapters + self.reference_adapter + 2 * self.trained_here + 1
+
+
+def policy_server(served: Served, lora: Lora, place: Place) -> ServerCommand:
+    """The server that samples from the reference and the policy versions."""
+    flags = (*_shared_flags(served, place), *_sampling_flags(), *_lora_flags(lora))
+    runtime = Setting(
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1", "versions are loaded while the server runs"
+    )
+    return ServerCommand(
+        role="policy",
+        host=place.host,
+        port=place.port,
+        program=_program(place),
+        model=served.path,
+        flags=flags,
+        variables=(runtime, *_shared_variables(served, place)),
+    )
+
+
+def reward_server(role: Role, served: Served, place: Place) -> ServerCommand:
+    """The server of a reward model with one label."""
+    runner = Setting("--runner", "pooling", "scores conversations instead of continuing them")
+    return ServerCommand(
+        role=role,
+        host=place.host,
+        port=place.port,
+        program=_program(place),
+        model=served.path,
+        flags=(*_shared_flags(served, place), runner),
+        variables=tuple(_shared_variables(served, place)),
+    )
+
+
+def _program(place: Place) -> tuple[str, ...]:
+    # the CPU build has no distribution named vllm, without which its `vllm serve` fails
+    if place.device == "cpu":
+        return (place.python, "-m", "vllm.entrypoints.openai.api_server")
+    return (str(Path(place.python).with_name("vllm")), "serve")
+
+
+def _shared_flags(served: Served, place: Place) -> Iterator[Setting]:
+    model = shlex.quote(str(served.path))
+    if place.device == "cpu":
+        yield Setting("--model", model, "the folder; nothing is downloaded")
+    else:
+        yield Setting(model, "", "the folder; nothing is downloaded")
+    yield Setting("--served-model-name", shlex.quote(served.name), "what requests call it")
+    yield Setting("--host", place.host, "whoever reaches the port can load adapters: keep it local")
+    yield Setting("--port", str(place.port), "one for each server")
+    if served.max_model_len is not None:
+        why = "longest prompt with its answer; longer ones are refused, and it bounds memory"
+        yield Setting("--max-model-len", str(served.max_model_len), why)
+    yield Setting("--dtype", served.dtype, "as the trainer computes, or log-probabilities differ")
+    yield Setting("--disable-uvicorn-access-log", "", "health is looked at every second")
+    if place.device == "cpu":
+        yield Setting("--enforce-eager", "", "compiling takes longer than it gains on a CPU")
+        yield Setting("--block-size", "32", "128 on a CPU: shorter prompts would share no prefix")
+    elif place.servers_on_gpu > 1:
+        share = 0.8 / place.servers_on_gpu
+        why = f"{place.servers_on_gpu} servers on this GPU, and the rest for the trainer"
+        yield Setting("--gpu-memory-utilization", f"{share:.2f}", why)
+
+
+def _sampling_flags() -> Iterator[Setting]:
+    yield Setting(
+        "--generation-config",
+        "vllm",
+        "else the folder's generation_config.json changes what requests ask for",
+    )
+    yield Setting(
+        "--logprobs-mode",
+        "processed_logprobs",
+        "log-probabilities of the distribution that was sampled, temperature included",
+    )
+    yield Setting(
+        "--max-logprobs",
+        "-1",
+        "scoring given tokens at a temperature other than 1 takes the whole vocabulary",
+    )
+    yield Setting("--scheduling-policy", "priority", "the trainer's requests yield to users'")
+
+
+def _lora_flags(lora: Lora) -> Iterator[Setting]:
+    yield Setting("--enable-lora", "", "policy versions are LoRA adapters")
+    yield Setting("--max-lora-rank", str(lora.max_lora_rank), f"holds rank {lora.rank}")
+    parts = [f"{lora.max_adapters} versions"]
+    parts += ["the reference"] if lora.reference_adapter else []
+    parts += ["the trainer's policy and anchor"] if lora.trained_here else []
+    slots = str(lora.slots)
+    yield Setting("--max-loras", slots, f"in one batch: {', '.join(parts)}, one spare")
+    yield Setting("--max-cpu-loras", slots, "kept in memory; never less than in a batch")
+    if lora.modules:
+        # Seen on vLLM 0.32 for CPU: without it the output head is wrapped for LoRA too, and two
+        # requests with prompt_logprobs in one batch end the engine process (a size mismatch in
+        # punica_cpu.add_lora_logits: 63 of 64 requests failed). With it, 64 at once on the base
+        # and three adapters of all linear modules were answered, within 2e-6 of the trainer's
+        # log-probabilities. PEFT's names do: vLLM maps q_proj to its packed qkv_proj itself.
+        yield Setting(
+            "--lora-target-modules",
+            " ".join(lora.modules),
+            "what adapters change, without the output head: on a CPU vLLM ends when two requests "
+            "for log-probabilities of given tokens meet there",
+        )
+
+
+def _shared_variables(served: Served, place: Place) -> Iterator[Setting]:
+    if served.api_key is not None:
+        yield Setting("VLLM_API_KEY", served.api_key, "engine.api_key or scorer.api_key", True)
+    yield Setting("HF_HUB_OFFLINE", "1", "nothing is downloaded")
+    yield Setting("VLLM_NO_USAGE_STATS", "1", "nothing is reported")
+    yield Setting("DO_NOT_TRACK", "1", "nothing is reported by its libraries either")
+    if place.device == "gpu":
+        yield Setting("CUDA_VISIBLE_DEVICES", str(place.gpu), "the GPU of this server")
+        return
+    tokens = _ROWS_IN_CACHE * (served.max_model_len or 0)
+    gib = max(1, ceil(tokens * served.kv_bytes_per_token / _GIB))
+    why = f"GiB of keys and values: {_ROWS_IN_CACHE} of the longest sequences, at least 1"
+    yield Setting("VLLM_CPU_KVCACHE_SPACE", str(gib), why)
+    yield Setting(
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "nobind",
+        "servers on one machine would all be bound to the same cores",
+    )
+    threads = max(1, place.num_cpus // place.num_servers)
+    yield Setting("OMP_NUM_THREADS", str(threads), "its share of the cores")
+
+
+def free_ports(first: int, count: int) -> Sequence[int]:
+    """`count` ports from `first` on; zeros (which mean free ones) if `first` is 0."""
+    return [first + i if first else 0 for i in range(count)]

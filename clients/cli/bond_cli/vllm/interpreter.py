@@ -38,6 +38,11 @@ def vllm_python(named: Path | None) -> str:
     )
 
 
+def is_cpu_environment(python: str) -> bool:
+    """Whether it is the interpreter of `make vllm-env`, whose vLLM runs on a CPU alone."""
+    return python == _absolute(OWN_ENVIRONMENT)
+
+
 def _absolute(path: Path) -> str:
     # not resolved: a virtual environment's python is a link, and knows itself by its own path
     return os.path.abspath(path.expanduser())

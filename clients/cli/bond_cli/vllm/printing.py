@@ -26,7 +26,7 @@ def _lines(server: ServerCommand) -> Iterator[str]:
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
-    width = min(50, max(len(text) for text, _ in rows))
+    width = min(72, max(len(text) for text, _ in rows))
     return (f"  {text:<{width}}  # {why}" for text, why in rows)
 
 

@@ -5,7 +5,7 @@ earlier versions.
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -237,8 +237,3 @@ def _shared_variables(served: Served, place: Place) -> Iterator[Setting]:
     )
     threads = max(1, place.num_cpus // place.num_servers)
     yield Setting("OMP_NUM_THREADS", str(threads), "its share of the cores")
-
-
-def free_ports(first: int, count: int) -> Sequence[int]:
-    """`count` ports from `first` on; zeros (which mean free ones) if `first` is 0."""
-    return [first + i if first else 0 for i in range(count)]

@@ -71,7 +71,9 @@ def plan_servers(
             "no model folder to start a vLLM server with: name MODEL or model.path, or point "
             "--engine-url at a server that runs already"
         )
-    folders = [(role, path) for role in roles if (path := _folder(config, role)) is not None]
+    folders: list[tuple[Role, Path]] = [
+        (role, path) for role in roles if (path := _folder(config, role)) is not None
+    ]
     count = 1 + len(folders)
     policy = read_model_folder(config.model.path.resolve())
     length = on.max_model_len or _context_tokens(config, policy)

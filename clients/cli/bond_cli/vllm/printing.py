@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 
-from bond_cli.vllm.settings import ServerCommand, Setting
+from bond_cli.vllm.settings import ServerCommand, Variable
 
 
 def script(servers: Sequence[ServerCommand]) -> str:
@@ -30,7 +30,7 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     return (f"  {text:<{width}}  # {why}" for text, why in rows)
 
 
-def _assignment(variable: Setting) -> str:
+def _assignment(variable: Variable) -> str:
     if variable.secret:  # the terminal's history and `ps` are no place for it
         return f'{variable.name}="${{{variable.name}:?set it to the key of the configuration}}"'
     return f"{variable.name}={shlex.quote(variable.value)}"

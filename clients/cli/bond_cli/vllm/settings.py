@@ -4,7 +4,6 @@ Names and behaviour are those of vLLM 0.32, the flags without `--lora-target-mod
 earlier versions.
 """
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -22,18 +21,21 @@ _ROWS_IN_CACHE = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """One flag (`--name`) or environment variable, with the reason for it."""
+class Flag:
+    """Words of a command line, with the reason for them."""
+
+    words: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable of the environment, with the reason for it."""
 
     name: str
     value: str
     why: str
     secret: bool = False
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """As words of a command line; a flag without a value is one word."""
-        return (self.name, *shlex.split(self.value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,8 @@ class ServerCommand:
     program: tuple[str, ...]
     """Interpreter and module, or `vllm serve`."""
     model: Path
-    flags: tuple[Setting, ...]
-    variables: tuple[Setting, ...]
+    flags: tuple[Flag, ...]
+    variables: tuple[Variable, ...]
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class Lora:
 def policy_server(served: Served, lora: Lora, place: Place) -> ServerCommand:
     """The server that samples from the reference and the policy versions."""
     flags = (*_shared_flags(served, place), *_sampling_flags(), *_lora_flags(lora))
-    runtime = Setting(
+    runtime = Variable(
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1", "versions are loaded while the server runs"
     )
     return ServerCommand(
@@ -133,7 +135,7 @@ def policy_server(served: Served, lora: Lora, place: Place) -> ServerCommand:
 
 def reward_server(role: Role, served: Served, place: Place) -> ServerCommand:
     """The server of a reward model with one label."""
-    runner = Setting("--runner", "pooling", "scores conversations instead of continuing them")
+    runner = Flag(("--runner", "pooling"), "scores conversations instead of continuing them")
     return ServerCommand(
         role=role,
         host=place.host,
@@ -152,88 +154,84 @@ def _program(place: Place) -> tuple[str, ...]:
     return (str(Path(place.python).with_name("vllm")), "serve")
 
 
-def _shared_flags(served: Served, place: Place) -> Iterator[Setting]:
-    model = shlex.quote(str(served.path))
+def _shared_flags(served: Served, place: Place) -> Iterator[Flag]:
+    model = str(served.path)
     if place.device == "cpu":
-        yield Setting("--model", model, "the folder; nothing is downloaded")
+        yield Flag(("--model", model), "the folder; nothing is downloaded")
     else:
-        yield Setting(model, "", "the folder; nothing is downloaded")
-    yield Setting("--served-model-name", shlex.quote(served.name), "what requests call it")
-    yield Setting("--host", place.host, "whoever reaches the port can load adapters: keep it local")
-    yield Setting("--port", str(place.port), "one for each server")
+        yield Flag((model,), "the folder; nothing is downloaded")
+    yield Flag(("--served-model-name", served.name), "what requests call it")
+    yield Flag(("--host", place.host), "whoever reaches the port can load adapters: keep it local")
+    yield Flag(("--port", str(place.port)), "one for each server")
     if served.max_model_len is not None:
         why = "longest prompt with its answer; longer ones are refused, and it bounds memory"
-        yield Setting("--max-model-len", str(served.max_model_len), why)
-    yield Setting("--dtype", served.dtype, "as the trainer computes, or log-probabilities differ")
-    yield Setting("--disable-uvicorn-access-log", "", "health is looked at every second")
+        yield Flag(("--max-model-len", str(served.max_model_len)), why)
+    yield Flag(("--dtype", served.dtype), "as the trainer computes, or log-probabilities differ")
+    yield Flag(("--disable-uvicorn-access-log",), "health is looked at every second")
     if place.device == "cpu":
-        yield Setting("--enforce-eager", "", "compiling takes longer than it gains on a CPU")
-        yield Setting("--block-size", "32", "128 on a CPU: shorter prompts would share no prefix")
+        yield Flag(("--enforce-eager",), "compiling takes longer than it gains on a CPU")
+        yield Flag(("--block-size", "32"), "128 on a CPU: shorter prompts would share no prefix")
     elif place.servers_on_gpu > 1:
         share = 0.8 / place.servers_on_gpu
         why = f"{place.servers_on_gpu} servers on this GPU, and the rest for the trainer"
-        yield Setting("--gpu-memory-utilization", f"{share:.2f}", why)
+        yield Flag(("--gpu-memory-utilization", f"{share:.2f}"), why)
 
 
-def _sampling_flags() -> Iterator[Setting]:
-    yield Setting(
-        "--generation-config",
-        "vllm",
+def _sampling_flags() -> Iterator[Flag]:
+    yield Flag(
+        ("--generation-config", "vllm"),
         "else the folder's generation_config.json changes what requests ask for",
     )
-    yield Setting(
-        "--logprobs-mode",
-        "processed_logprobs",
+    yield Flag(
+        ("--logprobs-mode", "processed_logprobs"),
         "log-probabilities of the distribution that was sampled, temperature included",
     )
-    yield Setting(
-        "--max-logprobs",
-        "-1",
+    yield Flag(
+        ("--max-logprobs", "-1"),
         "scoring given tokens at a temperature other than 1 takes the whole vocabulary",
     )
-    yield Setting("--scheduling-policy", "priority", "the trainer's requests yield to users'")
+    yield Flag(("--scheduling-policy", "priority"), "the trainer's requests yield to users'")
 
 
-def _lora_flags(lora: Lora) -> Iterator[Setting]:
-    yield Setting("--enable-lora", "", "policy versions are LoRA adapters")
-    yield Setting("--max-lora-rank", str(lora.max_lora_rank), f"holds rank {lora.rank}")
+def _lora_flags(lora: Lora) -> Iterator[Flag]:
+    yield Flag(("--enable-lora",), "policy versions are LoRA adapters")
+    yield Flag(("--max-lora-rank", str(lora.max_lora_rank)), f"holds rank {lora.rank}")
     parts = [f"{lora.max_adapters} versions"]
     parts += ["the reference"] if lora.reference_adapter else []
     parts += ["the trainer's policy and anchor"] if lora.trained_here else []
     slots = str(lora.slots)
-    yield Setting("--max-loras", slots, f"in one batch: {', '.join(parts)}, one spare")
-    yield Setting("--max-cpu-loras", slots, "kept in memory; never less than in a batch")
+    yield Flag(("--max-loras", slots), f"in one batch: {', '.join(parts)}, one spare")
+    yield Flag(("--max-cpu-loras", slots), "kept in memory; never less than in a batch")
     if lora.modules:
         # Seen on vLLM 0.32 for CPU: without it the output head is wrapped for LoRA too, and two
         # requests with prompt_logprobs in one batch end the engine process (a size mismatch in
         # punica_cpu.add_lora_logits: 63 of 64 requests failed). With it, 64 at once on the base
         # and three adapters of all linear modules were answered, within 2e-6 of the trainer's
         # log-probabilities. PEFT's names do: vLLM maps q_proj to its packed qkv_proj itself.
-        yield Setting(
-            "--lora-target-modules",
-            " ".join(lora.modules),
+        yield Flag(
+            ("--lora-target-modules", *lora.modules),
             "what adapters change, without the output head: on a CPU vLLM ends when two requests "
             "for log-probabilities of given tokens meet there",
         )
 
 
-def _shared_variables(served: Served, place: Place) -> Iterator[Setting]:
+def _shared_variables(served: Served, place: Place) -> Iterator[Variable]:
     if served.api_key is not None:
-        yield Setting("VLLM_API_KEY", served.api_key, "engine.api_key or scorer.api_key", True)
-    yield Setting("HF_HUB_OFFLINE", "1", "nothing is downloaded")
-    yield Setting("VLLM_NO_USAGE_STATS", "1", "nothing is reported")
-    yield Setting("DO_NOT_TRACK", "1", "nothing is reported by its libraries either")
+        yield Variable("VLLM_API_KEY", served.api_key, "engine.api_key or scorer.api_key", True)
+    yield Variable("HF_HUB_OFFLINE", "1", "nothing is downloaded")
+    yield Variable("VLLM_NO_USAGE_STATS", "1", "nothing is reported")
+    yield Variable("DO_NOT_TRACK", "1", "nothing is reported by its libraries either")
     if place.device == "gpu":
-        yield Setting("CUDA_VISIBLE_DEVICES", str(place.gpu), "the GPU of this server")
+        yield Variable("CUDA_VISIBLE_DEVICES", str(place.gpu), "the GPU of this server")
         return
     tokens = _ROWS_IN_CACHE * (served.max_model_len or 0)
     gib = max(1, ceil(tokens * served.kv_bytes_per_token / _GIB))
     why = f"GiB of keys and values: {_ROWS_IN_CACHE} of the longest sequences, at least 1"
-    yield Setting("VLLM_CPU_KVCACHE_SPACE", str(gib), why)
-    yield Setting(
+    yield Variable("VLLM_CPU_KVCACHE_SPACE", str(gib), why)
+    yield Variable(
         "VLLM_CPU_OMP_THREADS_BIND",
         "nobind",
         "servers on one machine would all be bound to the same cores",
     )
     threads = max(1, place.num_cpus // place.num_servers)
-    yield Setting("OMP_NUM_THREADS", str(threads), "its share of the cores")
+    yield Variable("OMP_NUM_THREADS", str(threads), "its share of the cores")

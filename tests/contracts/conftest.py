@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import tiny_adapter, tiny_policy_path, tiny_reward_path
+from vllm_servers import policy_url, pooling_url
 
 from bond_core.config import (
     ClassifierScorerConfig,
@@ -12,11 +13,13 @@ from bond_core.config import (
     FunctionScorerConfig,
     LocalEngineConfig,
     ModelConfig,
+    PoolingScorerConfig,
+    VllmEngineConfig,
 )
 from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
 
-__all__ = ["tiny_policy_path", "tiny_reward_path"]
+__all__ = ["policy_url", "pooling_url", "tiny_policy_path", "tiny_reward_path"]
 
 REWARD_FUNCTION = '''
 def reward(prompts, completions, **kwargs):
@@ -27,14 +30,22 @@ def reward(prompts, completions, **kwargs):
     ]
 '''
 
+POOLING = ("pooling, rendered here", "pooling, rendered there")
 
-@pytest.fixture(params=["fake", "local"])
-async def engine(request: pytest.FixtureRequest, tiny_policy_path: Path) -> AsyncIterator[Engine]:
+
+@pytest.fixture(params=["fake", "local", pytest.param("vllm", marks=pytest.mark.vllm)])
+async def engine(
+    request: pytest.FixtureRequest, tiny_policy_path: Path, tmp_path: Path
+) -> AsyncIterator[Engine]:
     """A started engine of each kind with room for 64 completions at once."""
-    config = (
-        FakeEngineConfig(capacity=64) if request.param == "fake" else LocalEngineConfig(max_rows=64)
-    )
-    engine = build_engine(config, ModelConfig(path=tiny_policy_path, name="tiny"))
+    if request.param == "vllm":
+        config = VllmEngineConfig(urls=(request.getfixturevalue("policy_url"),))
+    elif request.param == "local":
+        config = LocalEngineConfig(max_rows=64)
+    else:
+        config = FakeEngineConfig(capacity=64)
+    model = ModelConfig(path=tiny_policy_path, name="tiny")
+    engine = build_engine(config, model, adapters_dir=tmp_path / "adapters")
     await engine.start()
     yield engine
     await engine.close()
@@ -52,13 +63,19 @@ def other_adapter_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_adapter(tmp_path_factory.mktemp("adapters") / "two", seed=2)
 
 
-@pytest.fixture(params=["classifier", "function"])
+@pytest.fixture(
+    params=["classifier", "function", *(pytest.param(p, marks=pytest.mark.vllm) for p in POOLING)]
+)
 async def scorer(
     request: pytest.FixtureRequest, tiny_reward_path: Path, tmp_path: Path
 ) -> AsyncIterator[Scorer]:
     """A started scorer of each kind."""
     if request.param == "classifier":
         config = ClassifierScorerConfig(path=tiny_reward_path)
+    elif request.param in POOLING:
+        url: str = request.getfixturevalue("policy_url", "pooling_url")
+        path = tiny_reward_path if request.param == "pooling, rendered here" else None
+        config = PoolingScorerConfig(url=url, path=path, self_test=None)
     else:
         file = tmp_path / "my_reward.py"
         file.write_text(REWARD_FUNCTION)

@@ -1,6 +1,7 @@
 """What the gateway and the trainer rely on, of every engine."""
 
 import asyncio
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from bond_core.errors import (
     PromptTooLongError,
     UnknownVersionError,
 )
-from bond_core.types import Completion, Message, SamplingParams
+from bond_core.types import Completion, Generation, Message, SamplingParams
 
 PROMPT = [Message("system", "Be kind."), Message("user", "Where is my order?")]
 PARAMS = SamplingParams(max_tokens=24)
@@ -122,15 +123,33 @@ async def test_bias_forbids_and_forces(engine: Engine) -> None:
     assert only.completions[0].logprob == pytest.approx(0.0, abs=1e-4)
 
 
-async def test_penalties_drive_repetition_out(engine: Engine) -> None:
-    penalised = replace(SEEDED, frequency_penalty=100.0)
-    generation = await engine.generate("v0000", PROMPT, penalised, n=4)
-    for completion in generation.completions:
-        assert len(set(completion.token_ids)) == len(completion.token_ids)
-    present = replace(SEEDED, presence_penalty=100.0)
-    generation = await engine.generate("v0000", PROMPT, present, n=4)
-    for completion in generation.completions:
-        assert len(set(completion.token_ids)) == len(completion.token_ids)
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+async def test_a_penalty_lowers_the_odds_of_a_token_that_was_drawn(
+    engine: Engine, name: str
+) -> None:
+    """Two tokens alone have a chance; a penalty of 2 takes 2 from the log-odds of the first one
+    once it has been drawn, whatever the model thinks of the second position."""
+    free = await engine.generate("v0000", PROMPT, replace(SEEDED, max_tokens=1), n=32)
+    one, two = list(dict.fromkeys(c.token_ids[0] for c in free.completions))[:2]
+    narrow = replace(SEEDED, max_tokens=2, logit_bias={one: 100.0, two: 100.0})
+    plain = await engine.generate("v0000", PROMPT, narrow, n=64)
+    penalised = await engine.generate("v0000", PROMPT, replace(narrow, **{name: 2.0}), n=64)
+
+    def odds(generation: Generation, first: int) -> float:
+        """Log-odds of `first` against the other at the second position, after `first`."""
+        other = two if first == one else one
+        logprob = {c.token_ids[:2]: c.logprobs[-1] for c in generation.completions}
+        if (first, first) in logprob:
+            return logit(logprob[first, first])
+        return -logit(logprob[first, other])
+
+    for first in (one, two):
+        assert odds(plain, first) - odds(penalised, first) == pytest.approx(2.0, abs=0.02)
+
+
+def logit(logprob: float) -> float:
+    """Log-odds of an event of this log-probability."""
+    return logprob - math.log(-math.expm1(logprob))
 
 
 async def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:
@@ -243,6 +262,8 @@ async def test_an_unknown_version_is_refused(engine: Engine) -> None:
         (replace(PARAMS, top_k=-1), "top_k"),
         (replace(PARAMS, max_tokens=0), "max_tokens"),
         (replace(PARAMS, presence_penalty=float("inf")), "presence_penalty"),
+        (replace(PARAMS, frequency_penalty=2.5), "frequency_penalty"),
+        (replace(PARAMS, temperature=0.001), "temperature"),
         (replace(PARAMS, logit_bias={10**9: 1.0}), "logit_bias"),
         (replace(PARAMS, logit_bias={1: float("nan")}), "logit_bias"),
         (replace(PARAMS, stop=("",)), "stop"),
@@ -257,7 +278,7 @@ async def test_values_out_of_range_are_named(
 
 
 async def test_the_law_at_the_least_temperature_is_finite(engine: Engine) -> None:
-    cold = await engine.generate("v0000", PROMPT, replace(PARAMS, temperature=1e-4), n=4)
+    cold = await engine.generate("v0000", PROMPT, replace(PARAMS, temperature=0.01), n=4)
     for completion in cold.completions:
         assert all(-100 < logprob <= 1e-6 for logprob in completion.logprobs)
 

@@ -15,7 +15,7 @@ class SamplingConfig(Section):
     of KL.
     """
 
-    temperature: float = Field(default=1.0, ge=1e-4, le=2)
+    temperature: float = Field(default=1.0, ge=0.01, le=2)
     """Divides the logits."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Mass of the nucleus; 1 keeps the whole vocabulary."""

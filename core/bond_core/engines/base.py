@@ -3,7 +3,7 @@
 Gateway and trainer use the same protocol, so that what is evaluated offline is what is served.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -29,9 +29,29 @@ class EngineInfo:
     base_revision: str = ""
     """`fingerprints.model_digest` of the model that is served; an adapter of another is refused.
     Empty if the engine does not know the folder."""
+    no_adapters_because: str = ""
+    """Where `adapters` is false: what is missing, and what to add."""
 
 
-class Engine(Protocol):
+class TokenScorer(Protocol):
+    """Where a version answers: an engine, or one of the servers behind it."""
+
+    async def token_logprobs(
+        self,
+        version: str,
+        prompt_token_ids: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        temperature: float = 1.0,
+    ) -> list[tuple[float, ...]]:
+        """Per-token log-probabilities (nats) of given completions of one prompt."""
+        ...
+
+
+Check = Callable[[TokenScorer], Awaitable[None]]
+"""Raises if what answers there under a version's name is not that version."""
+
+
+class Engine(TokenScorer, Protocol):
     """A policy server. `version` is a policy version's name; `v0000` is always the reference.
 
     Every method raises `EngineUnavailableError` when the engine cannot answer, and
@@ -63,22 +83,16 @@ class Engine(Protocol):
         """Draw one completion, piece by piece. Closing the iterator frees its row."""
         ...
 
-    async def token_logprobs(
-        self,
-        version: str,
-        prompt_token_ids: Sequence[int],
-        completions: Sequence[Sequence[int]],
-        temperature: float = 1.0,
-    ) -> list[tuple[float, ...]]:
-        """Per-token log-probabilities (nats) of given completions of one prompt."""
-        ...
-
     async def count_prompt_tokens(self, prompt: Conversation) -> int:
         """Tokens of the prompt as the chat template renders it."""
         ...
 
-    async def load_adapter(self, version: str, path: Path) -> None:
-        """Load a PEFT directory under a new name. Loading a name twice is an error."""
+    async def load_adapter(self, version: str, path: Path, check: Check | None = None) -> None:
+        """Load a PEFT directory under a new name. Loading a name twice is an error.
+
+        `check` is asked wherever the version was loaded, before a request can reach it there, and
+        again by a server that was started anew. What it raises is raised, and nothing stays loaded.
+        """
         ...
 
     async def drop_adapter(self, version: str) -> None:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bond_core.config import FakeEngineConfig, ModelConfig
-from bond_core.engines.base import EngineInfo
+from bond_core.engines.base import Check, EngineInfo
 from bond_core.engines.fake_language import (
     END_TOKEN,
     VOCAB_SIZE,
@@ -154,7 +154,7 @@ class FakeEngine:
         self._check(REFERENCE_VERSION)
         return len(self._tokenizer.render(prompt))
 
-    async def load_adapter(self, version: str, path: Path) -> None:
+    async def load_adapter(self, version: str, path: Path, check: Check | None = None) -> None:
         """Accept a PEFT directory; its files must exist, and are not read."""
         self._check(REFERENCE_VERSION)
         if version in self._versions:
@@ -163,6 +163,12 @@ class FakeEngine:
             if not (path / file).is_file():
                 raise AdapterError(f"{path / file} does not exist: {path} is no PEFT directory")
         self._versions.append(version)
+        if check is not None:
+            try:
+                await check(self)
+            except BaseException:
+                self._versions.remove(version)
+                raise
 
     async def drop_adapter(self, version: str) -> None:
         """Stop serving a version; running requests end on it."""

@@ -5,8 +5,10 @@ import math
 from bond_core.errors import InvalidRequestError, PromptTooLongError
 from bond_core.types import SamplingParams
 
-MIN_TEMPERATURE = 1e-4
-"""The least positive temperature: the logits that it divides stay far from the end of float32."""
+MIN_TEMPERATURE = 0.01
+"""The least positive temperature: vLLM takes any smaller one for this."""
+MAX_PENALTY = 2.0
+"""Penalties go from -2 to 2, as in OpenAI's dialect and in vLLM."""
 
 
 def check_sampling(params: SamplingParams, n: int, vocab_size: int) -> None:
@@ -38,8 +40,12 @@ def check_sampling(params: SamplingParams, n: int, vocab_size: int) -> None:
             param="top_k",
         )
     for name in ("presence_penalty", "frequency_penalty"):
-        if not math.isfinite(getattr(params, name)):
-            raise InvalidRequestError(f"{name} must be a finite number", param=name)
+        value = getattr(params, name)
+        if not -MAX_PENALTY <= value <= MAX_PENALTY:
+            raise InvalidRequestError(
+                f"{name} is {value}; it must be from -{MAX_PENALTY:g} to {MAX_PENALTY:g}",
+                param=name,
+            )
     for token, bias in params.logit_bias.items():
         if not 0 <= token < vocab_size or not math.isfinite(bias):
             raise InvalidRequestError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bond_core.config import LocalEngineConfig, ModelConfig
-from bond_core.engines.base import EngineInfo
+from bond_core.engines.base import Check, EngineInfo
 from bond_core.engines.limits import check_sampling, check_scoring_temperature, room_for_answer
 from bond_core.engines.local.adapters import merge_adapter
 from bond_core.engines.local.forward import Forward
@@ -175,7 +175,7 @@ class LocalEngine:
         self._running()
         return len(await self._rendered(prompt))
 
-    async def load_adapter(self, version: str, path: Path) -> None:
+    async def load_adapter(self, version: str, path: Path, check: Check | None = None) -> None:
         """Merge a PEFT LoRA directory and serve it as `version`.
 
         Raises `AdapterError` if the name is taken, `max_adapters` are resident, or the directory
@@ -189,6 +189,12 @@ class LocalEngine:
         with self._lock:
             self._check_free(version)
             self._versions[version] = weights
+        if check is not None:
+            try:
+                await check(self)
+            except BaseException:
+                await self.drop_adapter(version)
+                raise
 
     def publish(self, version: str, weights: Mapping[str, Tensor]) -> None:
         """Serve merged weights as `version`, in place of earlier ones of that name if there are.

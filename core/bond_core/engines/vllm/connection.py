@@ -1,0 +1,170 @@
+"""HTTP to one vLLM server."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from bond_core.engines.vllm.wire import error_message, error_param
+from bond_core.errors import BondError, EngineUnavailableError, InvalidRequestError
+
+UNAUTHORISED = (401, 403)
+NOT_FOUND = 404
+NOT_NOW = (NOT_FOUND, 408, 409, 425, 429)
+"""Answers after which the same request may succeed: a model that is not loaded yet, a queue."""
+
+
+class AwayError(BondError):
+    """The server did not answer: it could not be reached, broke off, hung or failed."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reached: bool,
+        timed_out: bool = False,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reached = reached
+        """Whether the request may have begun to run."""
+        self.timed_out = timed_out
+        """Whether it was given all of its time: to ask again would double the work."""
+        self.status = status
+        """What it answered, if it did: 500 and above."""
+
+
+class RefusedError(BondError):
+    """The server answered with a status that says that the request is at fault."""
+
+    def __init__(self, status: int, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+
+
+class Connection:
+    """Pooled requests to one base URL.
+
+    Raises `RefusedError` for 4xx answers, `AwayError` for everything else that is not an answer. A
+    call that is cancelled closes its connection, which makes vLLM abort what it was computing.
+    """
+
+    def __init__(
+        self, url: str, api_key: str | None, *, timeout_s: float, connect_timeout_s: float
+    ) -> None:
+        self.url = url
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
+        self._session = self._opened()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def get(self, path: str, *, timeout_s: float | None = None) -> Any:
+        """The JSON of an answer, or its text if it is none."""
+        return await self._read("GET", path, None, timeout_s)
+
+    async def post(self, path: str, body: object, *, timeout_s: float | None = None) -> Any:
+        """The JSON of the answer to a JSON body, or its text if it is none."""
+        return await self._read("POST", path, body, timeout_s)
+
+    async def events(self, path: str, body: object) -> AsyncGenerator[str]:
+        """The data of each server-sent event, without the closing `[DONE]`."""
+        async with self._sent("POST", path, body, None) as response:
+            try:
+                async for raw in response.content:
+                    line = raw.decode(errors="replace").rstrip("\r\n")
+                    if line == "data: [DONE]":
+                        return
+                    if line.startswith("data: "):
+                        yield line.removeprefix("data: ")
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                raise self._away(error, reached=True) from error
+
+    def abort(self) -> None:
+        """Let everything that is on its way fail at once; what comes after has new connections."""
+        old, self._session = self._session, self._opened()
+        closing = asyncio.create_task(old.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close all connections; running requests fail."""
+        await self._session.close()
+        await asyncio.gather(*self._closing)
+
+    def _opened(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            headers=self._headers,
+            # how many requests there are is the gateway's and the trainer's to bound
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=self._timeout,
+        )
+
+    async def _read(self, method: str, path: str, body: object, timeout_s: float | None) -> Any:
+        async with self._sent(method, path, body, timeout_s) as response:
+            try:
+                text = await response.text()
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                raise self._away(error, reached=True) from error
+        return _parsed(text)
+
+    @asynccontextmanager
+    async def _sent(
+        self, method: str, path: str, body: object, timeout_s: float | None
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """An answer with a good status, its body not read yet."""
+        options: dict[str, Any] = {} if body is None else {"json": body}
+        if timeout_s is not None:
+            options["timeout"] = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            response = await self._session.request(method, self.url + path, **options)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise self._away(error, reached=False) from error
+        except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError) as error:
+            raise self._away(error, reached=True) from error
+        try:
+            if response.status >= 400:
+                await self._refuse(path, response)
+            yield response
+        except BaseException:
+            response.close()  # not released: vLLM sees the end of the connection and aborts
+            raise
+        finally:
+            response.release()
+
+    async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> None:
+        try:
+            body = _parsed(await response.text())
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            body = None
+        message = error_message(body) or f"status {response.status} without a reason"
+        if response.status >= 500:
+            raise AwayError(
+                f"{self.url}{path} failed: {message}", reached=True, status=response.status
+            )
+        raise RefusedError(response.status, message, error_param(body))
+
+    def _away(self, error: Exception, *, reached: bool) -> AwayError:
+        if isinstance(error, TimeoutError) and reached:
+            return AwayError(f"{self.url} did not answer in time", reached=True, timed_out=True)
+        reason = str(error) or type(error).__name__
+        return AwayError(f"{self.url} cannot be reached: {reason}", reached=reached)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def explained_refusal(error: RefusedError) -> BondError:
+    """The error that a refusal is for callers."""
+    if error.status in UNAUTHORISED:
+        return EngineUnavailableError(f"vLLM refuses the key in engine.api_key: {error}")
+    if error.status in NOT_NOW:
+        return EngineUnavailableError(f"vLLM cannot answer now: {error}")
+    return InvalidRequestError(f"vLLM refuses the request: {error}", param=error.param)

@@ -1,0 +1,413 @@
+"""The Engine protocol over a fleet of vLLM servers."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bond_core.config import ModelConfig, VllmEngineConfig
+from bond_core.engines.base import Check, EngineInfo
+from bond_core.engines.limits import check_sampling, room_for_answer
+from bond_core.engines.vllm import wire
+from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut, adapter_of
+from bond_core.engines.vllm.connection import NOT_FOUND, Connection, RefusedError, explained_refusal
+from bond_core.engines.vllm.fleet import Fleet, affinity_of
+from bond_core.engines.vllm.inspection import inspect
+from bond_core.engines.vllm.opening import (
+    measured_noise,
+    open_reference,
+    open_replicas,
+    say_what_is_less,
+    shared_tokenizer_sha256,
+    vocab_size_of,
+)
+from bond_core.engines.vllm.replica import Replica
+from bond_core.engines.vllm.scoring import SCORED_AT_ONCE, ScoringAt, scorable
+from bond_core.errors import (
+    AdapterError,
+    BondError,
+    ConfigError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    UnknownVersionError,
+)
+from bond_core.fingerprints import model_digest
+from bond_core.types import (
+    REFERENCE_VERSION,
+    Conversation,
+    Generation,
+    SamplingParams,
+    TextDelta,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SCORING_PRIORITY = 1
+"""Of given tokens, which nobody waits for: after every answer (vLLM takes the lowest first)."""
+BACKGROUND_PRIORITY = 10
+"""Of everything that a trainer asks for."""
+NO_FOLDER = (
+    "model.path names no folder, and adapters are trained and checked with the model's own files: "
+    "name the folder that vLLM serves"
+)
+UNKNOWN_VOCABULARY = 1 << 62
+"""Its size where there is no folder: vLLM itself then refuses tokens outside."""
+
+
+class VllmEngine:
+    """One or many `vllm serve` processes. See `Engine` for what each method promises.
+
+    `background` is a trainer's engine: it uses the replicas that are kept for training, if any,
+    and asks for everything at low priority. `adapters_dir` is where versions are written; without
+    it, or without the model's folder, only the reference is served.
+    """
+
+    def __init__(
+        self,
+        config: VllmEngineConfig,
+        model: ModelConfig,
+        *,
+        adapters_dir: Path | None = None,
+        background: bool = False,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._adapters_dir = adapters_dir
+        self._background = background
+        self._urls = (background and config.training_urls) or config.urls
+        self._fleet: Fleet | None = None
+        self._fan_out: AdapterFanOut | None = None
+        self._versions: dict[str, Adapter | None] = {}
+        """None stands for the base model itself."""
+        self._loading = asyncio.Lock()
+        self._base_name = ""
+        self._priorities = False
+        self._vocab_size = UNKNOWN_VOCABULARY
+        self._info: EngineInfo | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is served. Raises `EngineUnavailableError` before `start`."""
+        if self._info is None:
+            raise EngineUnavailableError("the vLLM engine has not been started: await start()")
+        return self._info
+
+    async def start(self) -> None:
+        """Connect, find out what the servers can do, and give them the reference."""
+        if not self._urls:
+            raise ConfigError(
+                "engine.urls is empty: name a vLLM server (`bond vllm` prints how to start one), "
+                "or let `bond up --engine vllm` start one"
+            )
+        config = self._config
+        replicas = [
+            Replica(
+                Connection(
+                    url,
+                    config.api_key,
+                    timeout_s=config.timeout_s,
+                    connect_timeout_s=config.connect_timeout_s,
+                ),
+                config.breaker_failures,
+            )
+            for url in self._urls
+        ]
+        self._fleet = Fleet(replicas, config.health_every_s, config.health_timeout_s)
+        self._fan_out = AdapterFanOut(self._fleet, ScoringAt)
+        try:
+            await self._open(self._fleet, self._fan_out)
+        except BaseException:
+            await self.close()
+            raise
+        self._fleet.watch(self._restore)
+
+    async def generate(
+        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+    ) -> Generation:
+        """See `Engine.generate`; all n are drawn by one server in one request."""
+        self._check_request(version, prompt, params, n)
+
+        async def draw(replica: Replica) -> Generation:
+            body = self._chat_body(version, prompt, params, n)
+            answer = await replica.connection.post("/v1/chat/completions", body)
+            return wire.generation(answer, params, n)
+
+        try:
+            return await self._called(version, affinity_of(prompt), n, draw)
+        except RefusedError as error:
+            raise await self._explained(error, prompt, params) from error
+
+    async def stream(
+        self, version: str, prompt: Conversation, params: SamplingParams
+    ) -> AsyncIterator[TextDelta]:
+        """See `Engine.stream`."""
+        self._check_request(version, prompt, params, 1)
+        fleet = self._running()
+        answer = wire.StreamedAnswer(params)
+        body = self._chat_body(version, prompt, params, 1) | {"stream": True}
+        async with fleet.held(affinity_of(prompt), 1) as replica:
+            events = replica.connection.events("/v1/chat/completions", body)
+            try:
+                async with contextlib.aclosing(events):
+                    async for data in events:
+                        text = answer.push(data)
+                        if text:
+                            yield TextDelta(text)
+            except RefusedError as error:
+                if error.status == NOT_FOUND:
+                    replica.exclude(f"it lacks {version}")
+                raise await self._explained(error, prompt, params) from error
+        yield TextDelta("", answer.completion(), answer.prompt_token_ids)
+
+    async def token_logprobs(
+        self,
+        version: str,
+        prompt_token_ids: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        temperature: float = 1.0,
+    ) -> list[tuple[float, ...]]:
+        """See `Engine.token_logprobs`. At a temperature other than 1 the servers send the whole
+        vocabulary for every token (`--max-logprobs -1`), so that is for small vocabularies."""
+        self._check_version(version)
+        sequences = scorable(
+            prompt_token_ids,
+            completions,
+            temperature,
+            max_context_tokens=self.info.max_context_tokens,
+            vocab_size=self._vocab_size,
+        )
+        affinity = ",".join(map(str, prompt_token_ids[:32]))
+        found: list[tuple[float, ...]] = []
+        for start in range(0, len(sequences), SCORED_AT_ONCE):
+            part = sequences[start : start + SCORED_AT_ONCE]
+
+            async def score(
+                replica: Replica, part: list[list[int]] = part
+            ) -> list[tuple[float, ...]]:
+                return await replica.token_logprobs(
+                    self._name_of(version),
+                    part,
+                    len(prompt_token_ids),
+                    temperature,
+                    priority=self._priority(SCORING_PRIORITY),
+                )
+
+            try:
+                found += await self._called(version, affinity, len(part), score)
+            except RefusedError as error:
+                raise explained_refusal(error) from error
+        scored = iter(found)
+        return [next(scored) if tokens else () for tokens in completions]
+
+    async def count_prompt_tokens(self, prompt: Conversation) -> int:
+        """Tokens of the prompt as the servers' chat template renders it."""
+        self._running()
+        return len(await self._prompt_tokens(prompt))
+
+    async def load_adapter(self, version: str, path: Path, check: Check | None = None) -> None:
+        """See `Engine.load_adapter`: on every server that answers, or on none.
+
+        Raises `AdapterError` naming the server that refuses it, and why.
+        """
+        self._running()
+        fan_out = self._fan_out
+        assert fan_out is not None, "there is a fleet"
+        async with self._loading:
+            if version in self._versions:
+                raise AdapterError(f"a version {version!r} is loaded already: give a new name")
+            if len(self._versions) > self._config.max_adapters:
+                raise AdapterError(
+                    f"{self._config.max_adapters} adapters are loaded, the most that engine."
+                    "max_adapters allows: drop one or raise it"
+                )
+            adapter = await asyncio.to_thread(
+                adapter_of, version, path, self._served_path(path), check
+            )
+            if not self.info.adapters:
+                raise EngineUnavailableError(
+                    f"{version} cannot be loaded: {self.info.no_adapters_because}"
+                )
+            await fan_out.load(adapter)
+            self._versions[version] = adapter
+
+    async def drop_adapter(self, version: str) -> None:
+        """See `Engine.drop_adapter`. vLLM ends what runs on the name before it frees its slot."""
+        self._running()
+        if version == REFERENCE_VERSION:
+            raise AdapterError(f"{REFERENCE_VERSION} is the reference and cannot be dropped")
+        async with self._loading:
+            self._check_version(version)
+            adapter = self._versions.pop(version)
+            if adapter is not None and self._fan_out is not None:
+                await self._fan_out.unload(adapter)
+
+    async def loaded_versions(self) -> list[str]:
+        """Names that `generate` accepts now, the reference first."""
+        return list(self._versions)
+
+    async def health(self) -> bool:
+        """Whether any server takes requests."""
+        return self._fleet is not None and any(r.ready for r in self._fleet.replicas)
+
+    async def close(self) -> None:
+        """Close the connections; running requests fail. The servers go on."""
+        fleet, self._fleet = self._fleet, None
+        if fleet is not None:
+            await fleet.close()
+
+    async def _open(self, fleet: Fleet, fan_out: AdapterFanOut) -> None:
+        config, model = self._config, self._model
+        abilities = await open_replicas(fleet, config)
+        self._base_name = abilities[0].model.name
+        self._priorities = all(ability.priorities for ability in abilities)
+        shared = self._background and not config.training_urls
+        say_what_is_less(abilities, shared_by_trainer=shared)
+        self._versions[REFERENCE_VERSION] = None
+        because = NO_FOLDER
+        if self._adapters_dir is not None and model.path is not None:
+            path = self._adapters_dir / REFERENCE_VERSION
+            zero = await open_reference(
+                fan_out, abilities, model.folder, path, self._served_path(path), config.max_adapters
+            )
+            because = zero if isinstance(zero, str) else ""
+            if isinstance(zero, Adapter) and config.reference_as == "adapter":
+                self._versions[REFERENCE_VERSION] = zero
+        if model.path is not None:
+            self._vocab_size = vocab_size_of(model.folder) or self._vocab_size
+        self._info = EngineInfo(
+            base_model=model.served_name or self._base_name,
+            tokenizer_sha256=await shared_tokenizer_sha256(model.folder, self._prompt_tokens)
+            if model.path is not None
+            else "",
+            max_context_tokens=min(ability.model.max_model_len for ability in abilities),
+            adapters=not because,
+            logprob_noise_nats=await measured_noise(fleet, self._name_of(REFERENCE_VERSION)),
+            base_revision=await asyncio.to_thread(model_digest, model.folder)
+            if model.path is not None
+            else "",
+            no_adapters_because=because,
+        )
+
+    async def _restore(self, replica: Replica) -> None:
+        """Make a replica that came back what the others are, before it gets requests."""
+        abilities = await inspect(replica, self._config.model_name, self._config.health_timeout_s)
+        if abilities.model.name != self._base_name:
+            raise EngineUnavailableError(
+                f"it serves {abilities.model.name}, and the others {self._base_name}"
+            )
+        if self._fan_out is not None:
+            async with self._loading:
+                adapters = [a for a in self._versions.values() if a is not None]
+                await self._fan_out.restore(replica, adapters)
+                replica.admit()  # before another version is loaded, so that it is not left out
+
+    async def _called(
+        self, version: str, affinity: str, rows: int, work: Callable[[Replica], Awaitable[T]]
+    ) -> T:
+        """A fleet's call; a server that lacks the version gets it and is asked again, once."""
+        fleet = self._running()
+
+        async def with_version(replica: Replica) -> T:
+            try:
+                return await work(replica)
+            except RefusedError as error:
+                adapter = self._versions.get(version)
+                if error.status != NOT_FOUND or adapter is None or self._fan_out is None:
+                    raise
+                logger.warning("%s lacks %s; loading it again", replica.url, version)
+                await self._fan_out.load_on(replica, adapter)
+                return await work(replica)
+
+        return await fleet.call(affinity, rows, with_version)
+
+    def _chat_body(
+        self, version: str, prompt: Conversation, params: SamplingParams, n: int
+    ) -> dict[str, Any]:
+        if params.top_k > self._vocab_size:  # the whole vocabulary, in a number that vLLM can read
+            params = replace(params, top_k=0)
+        return wire.chat_body(self._name_of(version), prompt, params, n, priority=self._priority(0))
+
+    def _name_of(self, version: str) -> str:
+        self._check_version(version)
+        adapter = self._versions[version]
+        return self._base_name if adapter is None else adapter.name
+
+    def _priority(self, own: int) -> int:
+        if not self._priorities:
+            return 0
+        return BACKGROUND_PRIORITY if self._background else own
+
+    def _check_request(
+        self, version: str, prompt: Conversation, params: SamplingParams, n: int
+    ) -> None:
+        self._check_version(version)
+        check_sampling(params, n, self._vocab_size)
+        if not prompt:
+            raise InvalidRequestError(
+                "messages is empty: send at least one message", param="messages"
+            )
+
+    def _check_version(self, version: str) -> None:
+        self._running()
+        if version not in self._versions:
+            raise UnknownVersionError(
+                f"policy version {version!r} is not loaded; loaded are {', '.join(self._versions)}"
+            )
+
+    async def _explained(
+        self, error: RefusedError, prompt: Conversation, params: SamplingParams
+    ) -> BondError:
+        """The error of a refused request; a prompt that does not fit is told with its length."""
+        refusal = explained_refusal(error)
+        if isinstance(refusal, InvalidRequestError):
+            try:
+                tokens = await self._prompt_tokens(prompt)
+                room_for_answer(len(tokens), self.info.max_context_tokens, params.max_tokens)
+            except InvalidRequestError as explained:
+                return explained
+            except BondError:
+                return refusal
+        return refusal
+
+    async def _prompt_tokens(self, prompt: Conversation) -> list[int]:
+        if not prompt:
+            raise InvalidRequestError(
+                "messages is empty: send at least one message", param="messages"
+            )
+        body = {
+            "model": self._base_name,
+            "messages": [message.as_dict() for message in prompt],
+            "add_generation_prompt": True,
+        }
+
+        async def tokenize(replica: Replica) -> list[int]:
+            answer = await replica.connection.post("/tokenize", body)
+            return [int(token) for token in answer["tokens"]]
+
+        try:
+            return await self._running().call(affinity_of(prompt), 0, tokenize)
+        except RefusedError as error:
+            raise InvalidRequestError(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+
+    def _served_path(self, path: Path) -> str:
+        """Where the servers see a directory of adapters."""
+        resolved = path.resolve()
+        if self._config.adapters_path is None or self._adapters_dir is None:
+            return str(resolved)
+        try:
+            inside = resolved.relative_to(self._adapters_dir.resolve())
+        except ValueError:
+            return str(resolved)
+        return str(self._config.adapters_path / inside)
+
+    def _running(self) -> Fleet:
+        if self._fleet is None:
+            raise EngineUnavailableError("the vLLM engine is not running: await start()")
+        return self._fleet

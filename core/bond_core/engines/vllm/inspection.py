@@ -1,0 +1,91 @@
+"""What a server is and can do, found out before it gets requests."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from bond_core.engines.vllm import wire
+from bond_core.engines.vllm.connection import UNAUTHORISED, AwayError, RefusedError
+from bond_core.engines.vllm.releases import why_unsafe
+from bond_core.engines.vllm.replica import Replica, ServedModel
+from bond_core.errors import BondError, ModelLoadError
+from bond_core.types import Message, SamplingParams
+
+TRIAL = (Message("user", "Hello, is anybody there?"),)
+_EPSILON = 1e-6
+_MAX_LORA = re.compile(r'vllm:lora_requests_info\{[^}]*max_lora="(\d+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What one server can do."""
+
+    model: ServedModel
+    priorities: bool
+    """Whether requests may have one: `--scheduling-policy priority`."""
+    processed_logprobs: bool
+    """Whether log-probabilities are those of the law that was drawn from."""
+    max_loras: int | None
+    """Adapters in one batch; None where adapters are off or the server does not say."""
+
+
+async def inspect(replica: Replica, wanted: str, timeout_s: float) -> Abilities:
+    """Ask and try. Raises `ModelLoadError` naming the server, the cause and the remedy."""
+    try:
+        model = await replica.model(wanted, timeout_s)
+        priorities = await _takes_priorities(replica, model.name)
+        processed = await _gives_processed_logprobs(replica, model.name)
+        found = _MAX_LORA.search(str(await replica.connection.get("/metrics", timeout_s=timeout_s)))
+    except RefusedError as error:
+        if error.status in UNAUTHORISED:
+            raise ModelLoadError(
+                f"vLLM at {replica.url} refuses the key: set engine.api_key (or the variable "
+                "BOND_ENGINE__API_KEY) to what it was started with as --api-key"
+            ) from error
+        raise ModelLoadError(f"vLLM at {replica.url} refuses a trial request: {error}") from error
+    except AwayError as error:
+        raise ModelLoadError(
+            f"no vLLM server answers at {replica.url} ({error}): start one (`bond vllm` prints the "
+            "command), or correct engine.urls"
+        ) from error
+    except ModelLoadError:
+        raise
+    except BondError as error:
+        raise ModelLoadError(error.message) from error
+    return Abilities(model, priorities, processed, int(found[1]) if found else None)
+
+
+async def _takes_priorities(replica: Replica, model: str) -> bool:
+    try:
+        await _try(replica, model, SamplingParams(max_tokens=1), priority=1)
+    except RefusedError as error:
+        if "priority" in str(error).lower():
+            return False
+        raise
+    return True
+
+
+async def _gives_processed_logprobs(replica: Replica, model: str) -> bool:
+    """With top-k 1 the law is a point, whose log-probability is 0 and not the model's own."""
+    params = SamplingParams(max_tokens=8, temperature=2.0, top_k=1, seed=0)
+    answer = await _try(replica, model, params, priority=0)
+    [completion] = wire.generation(answer, params, 1).completions
+    return min(completion.logprobs) > -_EPSILON
+
+
+async def _try(replica: Replica, model: str, params: SamplingParams, *, priority: int) -> Any:
+    body = wire.chat_body(model, TRIAL, params, 1, priority=priority)
+    return await replica.connection.post("/v1/chat/completions", body)
+
+
+def why_no_adapters(abilities: Abilities, max_adapters: int) -> str:
+    """Why this server cannot serve versions; empty if it may."""
+    unsafe = why_unsafe(abilities.model.vllm_version)
+    if unsafe:
+        return unsafe
+    if abilities.max_loras is not None and abilities.max_loras < max_adapters + 1:
+        return (
+            f"vLLM was started with --max-loras {abilities.max_loras}; engine.max_adapters "
+            f"{max_adapters} and the reference need {max_adapters + 1} at least"
+        )
+    return ""

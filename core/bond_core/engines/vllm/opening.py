@@ -1,0 +1,149 @@
+"""What happens before the first request: the servers, the reference, the numeric noise."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from bond_core.config import VllmEngineConfig
+from bond_core.engines.vllm import wire
+from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut, adapter_of
+from bond_core.engines.vllm.connection import RefusedError
+from bond_core.engines.vllm.fleet import Fleet
+from bond_core.engines.vllm.inspection import TRIAL, Abilities, inspect, why_no_adapters
+from bond_core.engines.vllm.replica import Replica
+from bond_core.errors import AdapterError, BondError, EngineUnavailableError, ModelLoadError
+from bond_core.types import REFERENCE_VERSION, Conversation, Generation, Message, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+NOISE_SAMPLES = 8
+LEAST_NOISE_NATS = 1e-6
+_CONVERSATIONS: tuple[Conversation, ...] = (
+    (Message("user", "Is 1 < 2?\n\tYes: “it is”, naïvely."),),
+    (Message("user", "Really?"), Message("assistant", "No."), Message("user", "Thanks!  ")),
+)
+"""Rendered here and by the servers: line breaks, characters of several bytes, turns, spaces."""
+
+
+async def open_replicas(fleet: Fleet, config: VllmEngineConfig) -> list[Abilities]:
+    """Inspect and admit every server that answers; one that does not joins when it does.
+
+    Raises `ModelLoadError` if none answers, or if they serve different models.
+    """
+    found = await asyncio.gather(
+        *(inspect(r, config.model_name, config.health_timeout_s) for r in fleet.replicas),
+        return_exceptions=True,
+    )
+    abilities: list[Abilities] = []
+    for replica, outcome in zip(fleet.replicas, found, strict=True):
+        if isinstance(outcome, Abilities):
+            abilities.append(outcome)
+            replica.admit()
+        elif isinstance(outcome, BondError):
+            replica.exclude(outcome.message)
+        else:
+            raise outcome
+    if not abilities:
+        raise next(error for error in found if isinstance(error, BondError))
+    names = sorted({ability.model.name for ability in abilities})
+    if len(names) > 1:
+        raise ModelLoadError(f"the servers of engine.urls serve different models: {names}")
+    return abilities
+
+
+def say_what_is_less(abilities: Sequence[Abilities], *, shared_by_trainer: bool) -> None:
+    """Log what works less well than it could, and the flag that mends it."""
+    if not all(ability.processed_logprobs for ability in abilities):
+        logger.warning(
+            "vLLM gives log-probabilities before temperature, truncation and penalties: those of "
+            "answers at other settings than temperature 1 are not of the law that they were drawn "
+            "from; start it with --logprobs-mode processed_logprobs"
+        )
+    if shared_by_trainer and not all(ability.priorities for ability in abilities):
+        logger.warning(
+            "vLLM takes no priorities, so training slows serving down: start it with "
+            "--scheduling-policy priority, or name servers for training in engine.training_urls"
+        )
+
+
+async def open_reference(
+    fan_out: AdapterFanOut,
+    abilities: Sequence[Abilities],
+    model: Path,
+    path: Path,
+    served_path: str,
+    max_adapters: int,
+) -> Adapter | str:
+    """Load the adapter of zeros on every server, which shows that they can load any; or why not.
+
+    Raises `ModelLoadError` naming the server that does not see the directory.
+    """
+    for ability in abilities:
+        if because := why_no_adapters(ability, max_adapters):
+            return because
+    from bond_core.engines.vllm.zero_adapter import write_zero_adapter
+
+    await asyncio.to_thread(write_zero_adapter, model, path)
+    zero = await asyncio.to_thread(adapter_of, REFERENCE_VERSION, path, served_path, None)
+    try:
+        await fan_out.load(zero)
+    except AdapterError as error:
+        if "does not see" in error.message:
+            raise ModelLoadError(error.message) from error
+        return (
+            f"{error.message}; start vLLM with --enable-lora and the variable "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (`bond vllm` prints the whole command)"
+        )
+    return zero
+
+
+async def shared_tokenizer_sha256(
+    model: Path, prompt_tokens: Callable[[Conversation], Awaitable[list[int]]]
+) -> str:
+    """The digest of the folder's tokenizer and chat template, once the servers are seen to render
+    conversations as it does. Raises `ModelLoadError` if they do not."""
+    from bond_core.engines.rendering import render_prompt, tokenizer_sha256
+    from bond_core.tokenizing import load_tokenizer
+
+    tokenizer = await asyncio.to_thread(load_tokenizer, model)
+    for conversation in _CONVERSATIONS:
+        if await prompt_tokens(conversation) != render_prompt(tokenizer, conversation):
+            raise ModelLoadError(
+                f"vLLM renders conversations otherwise than the tokenizer and chat template in "
+                f"{model}: model.path has to be the folder that vLLM serves"
+            )
+    return tokenizer_sha256(tokenizer)
+
+
+async def measured_noise(fleet: Fleet, name: str) -> float:
+    """Largest difference, nats per answer, between an answer's log-probability as it was drawn
+    among others, and as it is scored afterwards."""
+    params = SamplingParams(max_tokens=32, seed=0)
+
+    async def draw(replica: Replica) -> Generation:
+        body = wire.chat_body(name, TRIAL, params, NOISE_SAMPLES, priority=0)
+        answer = await replica.connection.post("/v1/chat/completions", body)
+        return wire.generation(answer, params, NOISE_SAMPLES)
+
+    try:
+        drawn = await fleet.call("", NOISE_SAMPLES, draw)
+        num_prompt = len(drawn.prompt_token_ids)
+        sequences = [[*drawn.prompt_token_ids, *c.token_ids] for c in drawn.completions]
+
+        async def score(replica: Replica) -> list[tuple[float, ...]]:
+            return await replica.token_logprobs(name, sequences, num_prompt, 1.0, priority=0)
+
+        found = await fleet.call("", NOISE_SAMPLES, score)
+    except RefusedError as error:
+        raise EngineUnavailableError(f"vLLM refuses a trial request: {error}") from error
+    pairs = zip(drawn.completions, found, strict=True)
+    return max(LEAST_NOISE_NATS, *(abs(c.logprob - sum(values)) for c, values in pairs))
+
+
+def vocab_size_of(model: Path) -> int | None:
+    """Tokens of the vocabulary, by the folder's configuration."""
+    config = json.loads((model / "config.json").read_text())
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    return None if size is None else int(size)

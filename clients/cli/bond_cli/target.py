@@ -35,12 +35,13 @@ Model = Annotated[
 RewardModel = Annotated[
     str | None,
     typer.Option(
-        help="Folder of a reward model, URL of a vLLM pooling server, or path/to/file.py:function."
+        help="Folder of a reward model, the URL of one on a vLLM pooling server, or a function: "
+        "path/to/file.py:function."
     ),
 ]
 Judge = Annotated[
     str | None,
-    typer.Option(help="A second one of these, which training never sees."),
+    typer.Option(help="A second one, given in the same ways, which training never sees."),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (YAML); flags go over it.")
@@ -159,7 +160,7 @@ def _engine_flags(target: Target, served: str | None) -> dict[str, Any]:
 
 
 def scorer_flag(value: str, flag: str) -> dict[str, Any]:
-    """The scorer section that a folder, a `file.py:function` or a server's URL stands for."""
+    """The scorer section that a folder, a URL or a `file.py:function` stands for."""
     if value.startswith(("http://", "https://")):
         return {"type": "pooling", "url": value}
     path = Path(value).expanduser()
@@ -211,7 +212,8 @@ def _refuse_what_is_not_there(target: Target) -> None:
     if target.model is not None and target.reward_model is None and target.config is None:
         raise CommandError(
             f"no reward model for {target.model}: add --reward-model with a folder in Hugging "
-            "Face format, or with a function as path/to/file.py:function",
+            "Face format, the URL of a vLLM pooling server, or a function as "
+            "path/to/file.py:function",
             CONFIG_EXIT,
         )
     if target.is_demo and target.reward_model is not None:

@@ -305,3 +305,13 @@ def test_the_interpreter_is_the_one_named_or_that_of_make(
         vllm_python(Path(sys.executable))
     with pytest.raises(CommandError, match="has no vLLM"):
         vllm_python(tmp_path / "nothing")
+
+
+def test_the_docs_name_every_flag_and_variable() -> None:
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    served = Served(path=Path("/m"), name="m", dtype="auto", max_model_len=8, api_key="k")
+    for place in (CPU, on_gpu(servers_on_gpu=2)):
+        for server in (policy_server(served, LORA, place), reward_server("judge", served, place)):
+            names = {flag.words[0] for flag in server.flags if flag.words[0].startswith("--")}
+            for name in names | set(server.environ):
+                assert f"`{name}`" in page

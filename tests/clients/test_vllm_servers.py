@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bond_cli.failure import CommandError
-from bond_cli.guard import guarded
+from bond_cli.guard import environ_of, guarded
 from bond_cli.kept import Backoff
 from bond_cli.resolved import free_port
 from bond_cli.vllm.servers import VllmServers
@@ -163,6 +163,12 @@ def test_a_guarded_program_ends_when_its_supervisor_is_killed() -> None:
     assert not is_alive(pid)
 
 
+def test_another_interpreter_does_not_see_our_module_path() -> None:
+    environ = {"PYTHONPATH": "/ours", "PYTHONHOME": "/ours", "PATH": "/bin"}
+    assert environ_of("/other/python", environ) == {"PATH": "/bin"}
+    assert environ_of(sys.executable, environ) == environ
+
+
 def test_a_program_that_is_not_there_is_named() -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(
@@ -191,11 +197,11 @@ def test_bond_vllm_run_starts_real_servers_and_brings_one_back(
     log = tmp_path / "log"
     with log.open("w") as out, subprocess.Popen(argv, env=environ, stdout=out, stderr=out) as bond:
         try:
-            url = wait_for(log, "or as flags:", "--engine-url ").split()[0]
+            url = wait_for(bond, log, "or as flags:", "--engine-url ").split()[0]
             assert health(url) == 200
             assert f"scorer: {{type: pooling, url: {url.rpartition(':')[0]}" in log.read_text()
             kill_worker(url)
-            wait_for(log, "vllm-policy | ended with exit code ", "starting again in ")
+            wait_for(bond, log, "vllm-policy | ended with exit code ", "starting again in ")
             deadline = time.monotonic() + 240
             while health(url) != 200:
                 assert time.monotonic() < deadline, log.read_text()[-4000:]
@@ -203,14 +209,15 @@ def test_bond_vllm_run_starts_real_servers_and_brings_one_back(
             assert "vllm-scorer | ended" not in log.read_text()
         finally:
             bond.send_signal(signal.SIGTERM)
-            assert bond.wait(60) == 0
+            code = bond.wait(60)
+    assert code == 0
     assert health(url) is None
 
 
-def wait_for(log: Path, *texts: str) -> str:
+def wait_for(bond: subprocess.Popen[bytes], log: Path, *texts: str) -> str:
     """What follows the texts, in this order, once the log has them."""
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
+    while bond.poll() is None and time.monotonic() < deadline:
         rest = log.read_text()
         for text in texts:
             rest = rest.partition(text)[2]

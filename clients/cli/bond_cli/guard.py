@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -23,10 +23,22 @@ def guarded(argv: Sequence[str], grace_s: float) -> tuple[str, ...]:
     return (sys.executable, "-m", "bond_cli.guard", f"{grace_s:g}", *argv)
 
 
+def environ_of(program: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a program: paths of Python modules are for this interpreter alone."""
+    if program == sys.executable:
+        return dict(environ)
+    return {k: v for k, v in environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+
+
 def run(argv: Sequence[str], grace_s: float) -> int:
     """Run the program until it ends; its exit code, 128 + n for signal n."""
     try:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            env=environ_of(argv[0], os.environ),
+            start_new_session=True,
+        )
     except OSError as error:
         sys.stderr.write(f"{ERROR_PREFIX}cannot start {argv[0]}: {error.strerror or error}\n")
         return FAILURE_EXIT

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bond_cli.failure import CommandError
+from bond_cli.guard import environ_of
 
 OWN_ENVIRONMENT = Path(".venv-vllm/bin/python")
 """What `make vllm-env` makes."""
@@ -50,6 +51,7 @@ def _absolute(path: Path) -> str:
 
 def _has_vllm(python: str) -> bool:
     try:
-        return subprocess.run([python, "-c", _LOOK], check=False).returncode == 0
+        environ = environ_of(python, os.environ)
+        return subprocess.run([python, "-c", _LOOK], env=environ, check=False).returncode == 0
     except OSError:
         return False

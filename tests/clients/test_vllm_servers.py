@@ -79,6 +79,13 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+def until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def server(role: Role, code: str) -> ServerCommand:
     port = free_port("127.0.0.1", 0)
     return ServerCommand(
@@ -144,7 +151,7 @@ def test_the_guard_ends_what_a_program_leaves_behind() -> None:
     argv = guarded((sys.executable, "-c", FAMILY.format(sleep=0)), 5)
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(argv, env=environ, stdout=subprocess.PIPE, stdin=None, check=True)
-    assert not is_alive(int(done.stdout))
+    until_gone(int(done.stdout))
 
 
 def test_a_guarded_program_ends_when_its_supervisor_is_killed() -> None:
@@ -157,10 +164,7 @@ def test_a_guarded_program_ends_when_its_supervisor_is_killed() -> None:
         pid = int(process.stdout.readline())
         assert is_alive(pid)
         process.kill()
-    deadline = time.monotonic() + 20
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_alive(pid)
+    until_gone(pid)
 
 
 def test_another_interpreter_does_not_see_our_module_path() -> None:

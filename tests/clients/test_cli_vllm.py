@@ -10,7 +10,7 @@ import pytest
 from tiny_models import TARGET_MODULES
 
 from bond_cli.failure import CommandError
-from bond_cli.service import refuse_untrainable, with_servers
+from bond_cli.service import Deployment, deployment, refuse_untrainable
 from bond_cli.target import EngineName, Target, flags_of, read_target
 from bond_cli.vllm.interpreter import vllm_python
 from bond_cli.vllm.model_folder import read_model_folder
@@ -257,7 +257,7 @@ def test_servers_that_were_started_are_in_the_configuration_of_the_children() ->
 def test_nothing_is_started_where_urls_are_named_or_the_engine_is_another() -> None:
     for target in (Target(), Target(engine_url=["http://e:1"])):
         config = read_target(target)
-        assert with_servers(config, None) == (config, [])
+        assert deployment(config, None) == Deployment(config, config)
 
 
 def test_urls_make_the_engine_vllm() -> None:

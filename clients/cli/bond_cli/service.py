@@ -1,6 +1,6 @@
 """The whole service as processes: vLLM servers where they are ours, then gateway and trainer."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,19 +18,27 @@ if TYPE_CHECKING:
     from bond_core.config import BondConfig
 
 
-def with_servers(
-    config: "BondConfig", python: Path | None
-) -> tuple["BondConfig", list[ServerCommand]]:
-    """The vLLM servers to start, none if the engine is another or has URLs; and the configuration
-    that points at them.
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A configuration, and the vLLM servers that are started for it."""
+
+    asked: "BondConfig"
+    """As flags, environment and file made it."""
+    config: "BondConfig"
+    """The same, pointing at the servers: what gateway and trainer read while they run."""
+    servers: tuple[ServerCommand, ...] = ()
+
+
+def deployment(config: "BondConfig", python: Path | None) -> Deployment:
+    """The vLLM servers to start for a configuration: none if its engine is another or has URLs.
 
     The judge stays in the gateway's process: it is asked seldom. Raises `CommandError` if no
     interpreter has vLLM.
     """
     if not needs_servers(config):
-        return config, []
+        return Deployment(config, config)
     servers = plan_servers(config, machine(vllm_python(python), None), ("policy", "scorer"))
-    return pointed_at(config, servers), servers
+    return Deployment(config, pointed_at(config, servers), tuple(servers))
 
 
 def refuse_untrainable(config: "BondConfig") -> None:
@@ -46,17 +54,12 @@ def refuse_untrainable(config: "BondConfig") -> None:
 class Service:
     """Starts, watches and stops all processes of one deployment."""
 
-    def __init__(
-        self,
-        config: "BondConfig",
-        servers: Sequence[ServerCommand],
-        on_line: OnLine,
-        *,
-        train: bool,
-    ) -> None:
+    def __init__(self, deployed: Deployment, on_line: OnLine, *, train: bool) -> None:
+        config = deployed.config
         path = str(write_resolved(config))
         environ = child_environ()
-        self._servers = VllmServers(servers, on_line, environ)
+        self._deployed = deployed
+        self._servers = VllmServers(deployed.servers, on_line, environ)
         self._supervisor = Supervisor(
             own_command("serve", "--config", path, "--supervised"),
             own_command("train", "--config", path, "--supervised") if train else None,
@@ -89,3 +92,5 @@ class Service:
         """Stop everything, the vLLM servers last: running requests need them."""
         await self._supervisor.stop()
         await self._servers.stop()
+        if self._deployed.servers:  # `bond eval` reads the file later, when no server is there
+            write_resolved(self._deployed.asked)

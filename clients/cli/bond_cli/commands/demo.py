@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,12 +13,8 @@ from bond_cli.failure import CommandError, explains_failures
 from bond_cli.kept import Ended
 from bond_cli.ready import base_url, until_ready
 from bond_cli.resolved import with_chosen_port
-from bond_cli.service import Service, with_servers
+from bond_cli.service import Deployment, Service, deployment
 from bond_cli.target import Engine, EngineUrl, Target, VllmPython, read_target
-from bond_cli.vllm.settings import ServerCommand
-
-if TYPE_CHECKING:
-    from bond_core.config import BondConfig
 
 
 @explains_failures
@@ -47,27 +42,28 @@ def demo(
         from bond_demo.driver import run_demo
         from bond_demo.settings import DemoSettings
     target = Target(data_dir=data_dir, port=port, engine=engine, engine_url=engine_url)
-    config, servers = with_servers(with_chosen_port(read_target(target)), vllm_python)
+    deployed = deployment(with_chosen_port(read_target(target)), vllm_python)
     settings = DemoSettings(duration_s=duration or None, results_dir=results, rate_per_s=rate)
 
     async def run() -> None:
-        service = ServiceProcesses(config, servers)
+        service = ServiceProcesses(deployed)
         try:
-            await run_demo(config, settings, service, started)
+            await run_demo(deployed.config, settings, service, started)
         finally:
             await service.stop_servers()
 
-    with claimed(config.data_dir):
+    with claimed(deployed.config.data_dir):
         asyncio.run(run())
 
 
 class ServiceProcesses:
     """The demo's service as child processes; their output goes to log files."""
 
-    def __init__(self, config: "BondConfig", servers: Sequence[ServerCommand] = ()) -> None:
+    def __init__(self, deployed: Deployment) -> None:
+        config = deployed.config
         self._logs_dir = config.data_dir / "logs"
         self._logs_dir.mkdir(parents=True, exist_ok=True)
-        self._service = Service(config, servers, self._write_line, train=True)
+        self._service = Service(deployed, self._write_line, train=True)
         self.url = base_url(config.server.host, config.server.port)
         self._ending: asyncio.Task[Ended] | None = None
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ from bond_cli.failure import CommandError, explains_failures
 from bond_cli.foreground import print_line, stop_on_signals
 from bond_cli.kept import Ended
 from bond_cli.resolved import with_chosen_port
-from bond_cli.service import Service, refuse_untrainable, with_servers
+from bond_cli.service import Deployment, Service, deployment, refuse_untrainable
 from bond_cli.target import (
     BestOf,
     ConfigFile,
@@ -28,7 +27,6 @@ from bond_cli.target import (
     VllmPython,
     read_target,
 )
-from bond_cli.vllm.settings import ServerCommand
 
 if TYPE_CHECKING:
     from bond_core.config import BondConfig
@@ -60,20 +58,19 @@ def up(
     resolved = read_target(target)
     if not no_train:
         refuse_untrainable(resolved)
-    resolved, servers = with_servers(with_chosen_port(resolved), vllm_python)
+    deployed = deployment(with_chosen_port(resolved), vllm_python)
     with claimed(resolved.data_dir):
-        ended = asyncio.run(_run(resolved, servers, seed=target.is_demo, train=not no_train))
+        ended = asyncio.run(_run(deployed, seed=target.is_demo, train=not no_train))
     if ended is not None:
         raise CommandError(ended.reason, ended.exit_code)
 
 
-async def _run(
-    config: "BondConfig", servers: Sequence[ServerCommand], *, seed: bool, train: bool
-) -> Ended | None:
+async def _run(deployed: Deployment, *, seed: bool, train: bool) -> Ended | None:
+    config = deployed.config
     if seed:
         await _seed(config)
-    service = Service(config, servers, print_line, train=train)
-    what = ["vLLM servers, then"] if servers else []
+    service = Service(deployed, print_line, train=train)
+    what = ["vLLM servers, then"] if deployed.servers else []
     what.append("gateway and trainer" if train else "the gateway alone")
     print_line("bond", f"starting {' '.join(what)}; data in {config.data_dir.resolve()}")
     stopping = stop_on_signals()

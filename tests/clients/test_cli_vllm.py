@@ -61,6 +61,8 @@ def test_the_policys_command_on_a_cpu() -> None:
         "--disable-uvicorn-access-log",
         "--enforce-eager",
         "--block-size", "32",
+        "--no-enable-chunked-prefill",
+        "--max-num-batched-tokens", "2048",
         "--generation-config", "vllm",
         "--logprobs-mode", "processed_logprobs",
         "--max-logprobs", "-1",
@@ -83,6 +85,11 @@ def test_the_policys_command_on_a_cpu() -> None:
     assert all(setting.why for setting in (*server.flags, *server.variables))
 
 
+def test_a_step_holds_the_longest_prompt() -> None:
+    long = Served(path=Path("/m"), name="m", dtype="auto", max_model_len=4096)
+    assert flag(policy_server(long, LORA, CPU), "--max-num-batched-tokens") == "4096"
+
+
 def test_the_reward_models_command_on_a_cpu() -> None:
     server = reward_server("scorer", SERVED, CPU)
     assert server.argv[-5:] == ("--enforce-eager", "--block-size", "32", "--runner", "pooling")
@@ -95,6 +102,7 @@ def test_on_a_gpu_the_official_command_is_used_and_memory_is_shared() -> None:
     assert alone.argv[:3] == ("/env/bin/vllm", "serve", "/models/small one")
     assert "--model" not in alone.argv
     assert not {"--enforce-eager", "--block-size", "--gpu-memory-utilization"} & set(alone.argv)
+    assert "--no-enable-chunked-prefill" not in alone.argv
     assert alone.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert "VLLM_CPU_KVCACHE_SPACE" not in alone.environ
     shared = reward_server("judge", SERVED, on_gpu(servers_on_gpu=2, gpu=1))

@@ -16,6 +16,7 @@ Role = Literal["policy", "scorer", "judge"]
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as `--max-lora-rank`."""
 _GIB = 2**30
+_TOKENS_PER_STEP = 2048
 _ROWS_IN_CACHE = 128
 """Sequences whose keys and values should fit at once on a CPU."""
 
@@ -118,7 +119,12 @@ class Lora:
 
 def policy_server(served: Served, lora: Lora, place: Place) -> ServerCommand:
     """The server that samples from the reference and the policy versions."""
-    flags = (*_shared_flags(served, place), *_sampling_flags(), *_lora_flags(lora))
+    flags = (
+        *_shared_flags(served, place),
+        *_whole_prompts(served, place),
+        *_sampling_flags(),
+        *_lora_flags(lora),
+    )
     runtime = Variable(
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1", "versions are loaded while the server runs"
     )
@@ -175,6 +181,21 @@ def _shared_flags(served: Served, place: Place) -> Iterator[Flag]:
         share = 0.8 / place.servers_on_gpu
         why = f"{place.servers_on_gpu} servers on this GPU, and the rest for the trainer"
         yield Flag(("--gpu-memory-utilization", f"{share:.2f}"), why)
+
+
+def _whole_prompts(served: Served, place: Place) -> Iterator[Flag]:
+    if place.device == "gpu":
+        return
+    # Seen on vLLM 0.32 for CPU: for a row with a seed whose prompt is cut by the token budget of a
+    # step, the runner turns back the generator's offset, which a CPU generator does not have
+    # ("CPU Generator does not use offset"); that ends the engine process. 64 prompts of 150 tokens
+    # at once, half of them with seeds: all failed. With the flags all were answered.
+    yield Flag(
+        ("--no-enable-chunked-prefill",),
+        "on a CPU vLLM ends when the prompt of a request with a seed is read in parts",
+    )
+    budget = max(_TOKENS_PER_STEP, served.max_model_len or 0)
+    yield Flag(("--max-num-batched-tokens", str(budget)), "so that any prompt fits into one step")
 
 
 def _sampling_flags() -> Iterator[Flag]:

@@ -37,14 +37,19 @@ class Adapter:
     check: Check | None
 
 
-def adapter_of(version: str, path: Path, served_path: str, check: Check | None) -> Adapter:
-    """Raises `AdapterError` if a file of the directory is missing."""
+def adapter_of(
+    version: str, path: Path, served_path: str, check: Check | None, *, suffix: str = ""
+) -> Adapter:
+    """The version as it is named on the servers; `suffix` keeps apart who loads and drops it.
+
+    Raises `AdapterError` if a file of the directory is missing.
+    """
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / file).is_file():
             raise AdapterError(f"{path / file} does not exist: {path} is no PEFT directory")
     with (path / WEIGHTS_FILE).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Adapter(version, f"{version}-{digest[:12]}", path, served_path, check)
+    return Adapter(version, f"{version}-{digest[:12]}{suffix}", path, served_path, check)
 
 
 class AdapterFanOut:

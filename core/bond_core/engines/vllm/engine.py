@@ -26,6 +26,7 @@ from bond_core.engines.vllm.opening import (
 )
 from bond_core.engines.vllm.replica import Replica
 from bond_core.engines.vllm.scoring import SCORED_AT_ONCE, ScoringAt, scorable
+from bond_core.engines.vllm.zero_adapter import write_zero_adapter
 from bond_core.errors import (
     AdapterError,
     BondError,
@@ -51,6 +52,8 @@ SCORING_PRIORITY = 1
 """Of given tokens, which nobody waits for: after every answer (vLLM takes the lowest first)."""
 BACKGROUND_PRIORITY = 10
 """Of everything that a trainer asks for."""
+TRAINING_SUFFIX = "-training"
+"""Of the names that a trainer gives adapters: what it drops stays loaded for the gateways."""
 NO_FOLDER = (
     "model.path names no folder, and adapters are trained and checked with the model's own files: "
     "name the folder that vLLM serves"
@@ -225,9 +228,7 @@ class VllmEngine:
                     f"{self._config.max_adapters} adapters are loaded, the most that engine."
                     "max_adapters allows: drop one or raise it"
                 )
-            adapter = await asyncio.to_thread(
-                adapter_of, version, path, self._served_path(path), check
-            )
+            adapter = await asyncio.to_thread(self._adapter, version, path, check)
             if not self.info.adapters:
                 raise EngineUnavailableError(
                     f"{version} cannot be loaded: {self.info.no_adapters_because}"
@@ -272,7 +273,12 @@ class VllmEngine:
         if self._adapters_dir is not None and model.path is not None:
             path = self._adapters_dir / REFERENCE_VERSION
             zero = await open_reference(
-                fan_out, abilities, model.folder, path, self._served_path(path), config.max_adapters
+                fan_out,
+                abilities,
+                config.max_adapters,
+                lambda: self._adapter(
+                    REFERENCE_VERSION, write_zero_adapter(model.folder, path), None
+                ),
             )
             because = zero if isinstance(zero, str) else ""
             if isinstance(zero, Adapter) and config.reference_as == "adapter":
@@ -395,6 +401,10 @@ class VllmEngine:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
+
+    def _adapter(self, version: str, path: Path, check: Check | None) -> Adapter:
+        suffix = TRAINING_SUFFIX if self._background else ""
+        return adapter_of(version, path, self._served_path(path), check, suffix=suffix)
 
     def _served_path(self, path: Path) -> str:
         """Where the servers see a directory of adapters."""

@@ -4,17 +4,19 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from bond_core.config import VllmEngineConfig
 from bond_core.engines.vllm import wire
-from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut, adapter_of
+from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut
 from bond_core.engines.vllm.connection import RefusedError
 from bond_core.engines.vllm.fleet import Fleet
 from bond_core.engines.vllm.inspection import TRIAL, Abilities, inspect, why_no_adapters
 from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import AdapterError, BondError, EngineUnavailableError, ModelLoadError
-from bond_core.types import REFERENCE_VERSION, Conversation, Generation, Message, SamplingParams
+from bond_core.types import Conversation, Generation, Message, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -71,23 +73,23 @@ def say_what_is_less(abilities: Sequence[Abilities], *, shared_by_trainer: bool)
 async def open_reference(
     fan_out: AdapterFanOut,
     abilities: Sequence[Abilities],
-    model: Path,
-    path: Path,
-    served_path: str,
     max_adapters: int,
+    zero_adapter: Callable[[], Adapter],
 ) -> Adapter | str:
-    """Load the adapter of zeros on every server, which shows that they can load any; or why not.
+    """Load the adapter of zeros on every server; or why no adapters can be.
 
-    Raises `ModelLoadError` naming the server that does not see the directory.
+    It is loaded under a name of its own first: one that is there already, of an earlier start,
+    would not show whether the server sees the directory now. Raises `ModelLoadError` naming the
+    server that does not.
     """
     for ability in abilities:
         if because := why_no_adapters(ability, max_adapters):
             return because
-    from bond_core.engines.vllm.zero_adapter import write_zero_adapter
-
-    await asyncio.to_thread(write_zero_adapter, model, path)
-    zero = await asyncio.to_thread(adapter_of, REFERENCE_VERSION, path, served_path, None)
+    zero = await asyncio.to_thread(zero_adapter)
+    trial = replace(zero, name=f"{zero.name}-trial-{uuid4().hex[:12]}")
     try:
+        await fan_out.load(trial)
+        await fan_out.unload(trial)
         await fan_out.load(zero)
     except AdapterError as error:
         if "does not see" in error.message:

@@ -48,6 +48,7 @@ def test_a_reward_model_is_a_folder_a_url_or_a_function(tmp_path: Path) -> None:
         "type": "function",
         "function": "package.module:reward",
     }
+    assert scorer_flag("https://r:1", "--judge") == {"type": "pooling", "url": "https://r:1"}
 
 
 def test_a_file_of_functions_is_answered_with_their_names(tmp_path: Path) -> None:
@@ -73,7 +74,6 @@ def test_a_folder_whose_name_has_a_colon_is_a_folder(tmp_path: Path) -> None:
     [
         (Target(model=Path("m")), "no reward model for m: add --reward-model"),
         (Target(reward_model="r"), "--reward-model without a MODEL"),
-        (Target(engine_url="http://e"), "vLLM engine is not available in this version"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_remedy(target: Target, message: str) -> None:

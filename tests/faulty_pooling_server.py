@@ -145,6 +145,39 @@ def vllm_error(status: int, message: str) -> web.Response:
     return web.json_response({"error": {"message": message, "code": status}}, status=status)
 
 
+async def hang(request: web.Request, data: list[dict[str, Any]]) -> None:
+    """Never answer."""
+    await asyncio.sleep(30)
+
+
+async def reset(request: web.Request, data: list[dict[str, Any]]) -> web.Response:
+    """End the connection in place of an answer."""
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def no_http(request: web.Request, data: list[dict[str, Any]]) -> web.Response:
+    """Speak another protocol."""
+    assert isinstance(request.transport, asyncio.Transport)
+    request.transport.write(b"SMTP ready\r\n\r\n")
+    request.transport.close()
+    return web.Response()
+
+
+async def broken_off(request: web.Request, data: list[dict[str, Any]]) -> web.Response:
+    """Begin an answer."""
+    assert isinstance(request.transport, asyncio.Transport)
+    request.transport.write(b'HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n{"data": [')
+    request.transport.close()
+    return web.Response()
+
+
+async def redirected(request: web.Request, data: list[dict[str, Any]]) -> web.Response:
+    """Send the caller elsewhere."""
+    return web.Response(status=302, headers={"Location": "/v1/models"})
+
+
 @asynccontextmanager
 async def running_server() -> AsyncIterator[FaultyPoolingServer]:
     """A server that is up, and down when the block ends."""

@@ -108,8 +108,14 @@ def expected_gradient(
     anchor_logits: Tensor,
     rewards: Tensor,
     num_anchor_samples: int,
+    *,
+    sampler: Tensor | None = None,
+    max_ratio: float | None = None,
 ) -> Tensor:
     """The expectation, over one policy sample and k anchor samples, of the gradient of a loss.
+
+    With `sampler`, the logits of another policy, that one draws the policy sample; with `max_ratio`
+    the sample counts by pi / mu, truncated there.
 
     All (9^(k + 1)) draws are one batch of the implementation; without a baseline they do not
     touch each other, so that the gradient with respect to what a loss reads is per draw.
@@ -117,7 +123,9 @@ def expected_gradient(
     policy, anchor = answer_logprobs(logits), answer_logprobs(anchor_logits).detach()
     draws = torch.cartesian_prod(*[torch.arange(len(ANSWERS))] * (1 + num_anchor_samples))
     y_B1, anchors_BK = draws[:, :1], draws[:, 1:]
-    probability_B1 = (policy.detach()[y_B1].sum(-1) + anchor[anchors_BK].sum(-1)).exp()[:, None]
+    drawn_by = answer_logprobs(logits if sampler is None else sampler).detach()
+    probability_B1 = (drawn_by[y_B1].sum(-1) + anchor[anchors_BK].sum(-1)).exp()[:, None]
+    ratio = (policy.detach() - drawn_by).exp()
     quantities = (
         (token_logprobs(logits), y_B1),
         (policy, anchors_BK),
@@ -133,6 +141,7 @@ def expected_gradient(
         anchor_rewards_BK=rewards[anchors_BK],
         policy_kl_BP=leaves[2],
         anchor_kl_BK=leaves[3],
+        policy_ratio_BP=None if max_ratio is None else ratio.clamp(max=max_ratio)[y_B1],
     )
     loss_of(inputs).loss.backward()
     total = torch.zeros_like(logits)

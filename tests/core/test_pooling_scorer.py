@@ -14,8 +14,13 @@ from faulty_pooling_server import (
     MODEL,
     Fault,
     FaultyPoolingServer,
+    broken_off,
     formula,
+    hang,
     item,
+    no_http,
+    redirected,
+    reset,
     running_server,
     vllm_error,
 )
@@ -169,34 +174,6 @@ def scored(value: object) -> Fault:
 
 async def slowly(request: web.Request, data: list[dict[str, Any]]) -> None:
     await asyncio.sleep(0.02)
-
-
-async def hang(request: web.Request, data: list[dict[str, Any]]) -> None:
-    await asyncio.sleep(30)
-
-
-async def reset(request: web.Request, data: list[dict[str, Any]]) -> web.Response:
-    assert request.transport is not None
-    request.transport.abort()
-    return web.Response()
-
-
-async def no_http(request: web.Request, data: list[dict[str, Any]]) -> web.Response:
-    assert isinstance(request.transport, asyncio.Transport)
-    request.transport.write(b"SMTP ready\r\n\r\n")
-    request.transport.close()
-    return web.Response()
-
-
-async def broken_off(request: web.Request, data: list[dict[str, Any]]) -> web.Response:
-    assert isinstance(request.transport, asyncio.Transport)
-    request.transport.write(b'HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n{"data": [')
-    request.transport.close()
-    return web.Response()
-
-
-async def redirected(request: web.Request, data: list[dict[str, Any]]) -> web.Response:
-    return web.Response(status=302, headers={"Location": "/v1/models"})
 
 
 GARBAGE: dict[str, tuple[Fault, str]] = {

@@ -1,6 +1,5 @@
 """What a pooling scorer makes sure of at its start, and what its identity stands for."""
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from faulty_pooling_server import (
     MODEL,
     FaultyPoolingServer,
     Tokens,
+    hang,
     running_server,
     sigmoid_if,
     vllm_error,
@@ -85,9 +85,6 @@ async def test_a_server_that_is_not_there(server: FaultyPoolingServer) -> None:
 
 
 async def test_a_server_that_hangs(server: FaultyPoolingServer) -> None:
-    async def hang(request: web.Request, data: list[dict[str, Any]]) -> None:
-        await asyncio.sleep(30)
-
     server.fault = hang
     message = await refused(server, timeout_s=0.2)
     assert "cannot score the self-test" in message

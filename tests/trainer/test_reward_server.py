@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from faulty_pooling_server import running_server
+from faulty_pooling_server import reset, running_server
 from tiny_models import make_tokenizer
 from tiny_training import config_of, prompts_file
 
@@ -33,10 +33,7 @@ async def test_a_reward_server_that_is_away_for_long_costs_batches_and_not_the_r
         requests = count(-4)  # four are the start's
 
         async def away(request: web.Request, data: list[dict[str, Any]]) -> web.Response | None:
-            if next(requests) in AWAY and request.transport is not None:
-                request.transport.abort()
-                return web.Response()
-            return None
+            return await reset(request, data) if next(requests) in AWAY else None
 
         server.fault = away
         await run_training(

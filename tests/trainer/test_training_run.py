@@ -16,9 +16,9 @@ from bond_core.errors import BondError, StoreUnavailableError
 from bond_core.holdout import Split
 from bond_core.store import TrainingRecord, open_store
 from bond_trainer import run_training, training_run
+from bond_trainer.causes import first_cause
 from bond_trainer.draws import UnusablePromptsError
 from bond_trainer.held_out import HeldOut
-from bond_trainer.loop import first_cause
 from bond_trainer.opening import open_parts
 from bond_trainer.progress import Progress
 from bond_trainer.rollouts import derived_seed

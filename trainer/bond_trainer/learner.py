@@ -41,6 +41,9 @@ class StepReport:
 class Learner:
     """Updates the policy from rollouts or from winners.
 
+    With `served_rollouts` the policy's samples come from servers, whose law is not quite the
+    learner's, and are corrected for that (`updates.importance`).
+
     The phases have their own optimisers: `winners` warms up and decays over a known number of
     steps, `rollouts` warms up and then stays, or decays over `learning_rate_decay_steps`.
     """
@@ -51,6 +54,8 @@ class Learner:
         config: TrainerConfig,
         sampling: SamplingConfig,
         teacher: Other | None = None,
+        *,
+        served_rollouts: bool = False,
     ) -> None:
         _check_objective(config.objective, teacher)
         if sampling.top_p != 1:
@@ -62,7 +67,11 @@ class Learner:
         self.pair = pair
         self._config = config
         self._context = UpdateContext(
-            pair, sampling.temperature, teacher, config.micro_batch_tokens
+            pair,
+            sampling.temperature,
+            teacher,
+            config.micro_batch_tokens,
+            config.rollouts.max_importance_ratio if served_rollouts else None,
         )
         self.phase: Phase = "rollouts"
         self.phase_step = 0

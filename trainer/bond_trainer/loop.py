@@ -12,6 +12,7 @@ from bond_core.config import BondConfig
 from bond_core.errors import BondError
 from bond_core.rewards import Scorer
 from bond_core.store import TrainingRecord
+from bond_trainer.causes import first_cause
 from bond_trainer.opening import LEASE, LEASE_TTL_S, open_parts
 from bond_trainer.progress import Progress
 from bond_trainer.training_run import TrainingRun
@@ -53,13 +54,6 @@ async def run_training(
                 await progress.enter("failed")
                 raise cause from (None if cause is error else error)
         await progress.enter("stopped")
-
-
-def first_cause(error: Exception) -> Exception:
-    """What made a group of concurrent calls fail: the group's own text only counts them."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 @contextmanager

@@ -45,13 +45,20 @@ _NAMED_SHARE = 0.1
 """Parts from this share of the peak on name their settings in the warning."""
 
 
-def report_memory(config: BondConfig, given: Collection[str] = ()) -> list[Part]:
+_OWN_ENGINE = ("merged versions", "publishing", "sampling")
+"""Parts of an engine in the trainer's process."""
+
+
+def report_memory(
+    config: BondConfig, given: Collection[str] = (), *, served: bool = False
+) -> list[Part]:
     """Log the estimate as a table, and a warning if a device has less free than it says.
 
-    Scorers of the roles in `given` are functions at hand and take nothing. Raises `ModelLoadError`
+    Scorers of the roles in `given` are functions at hand and take nothing. With `served` rollouts
+    the trainer has no engine of its own. Raises `ModelLoadError`
     for a folder whose configuration is not a model's.
     """
-    parts = estimate_parts(config, given)
+    parts = [p for p in estimate_parts(config, given) if not (served and p.name in _OWN_ENGINE)]
     logger.info("memory estimate\n%s", table(parts))
     for device in dict.fromkeys(part.device for part in parts):
         free = available_bytes(device)

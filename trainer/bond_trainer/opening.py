@@ -15,7 +15,7 @@ import torch
 
 from bond_core.adapters import remove_leftovers
 from bond_core.config import BondConfig, LocalEngineConfig
-from bond_core.engines.local import LocalEngine
+from bond_core.engines.base import Engine
 from bond_core.engines.local.loading import load_policy
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.fingerprints import model_digest
@@ -29,9 +29,11 @@ from bond_trainer.learner import Learner
 from bond_trainer.lora import LoraPair
 from bond_trainer.memory_report import report_memory
 from bond_trainer.metrics_log import MetricsLog
+from bond_trainer.opened_rollouts import are_served, open_rollouts
 from bond_trainer.opened_scorers import open_scorer, open_scorers
 from bond_trainer.promotion import Proposer
 from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
+from bond_trainer.publishing import Publisher
 from bond_trainer.suite import Suite, read_suite, suite_scorer
 from bond_trainer.teacher import load_active_teacher, open_teacher
 
@@ -48,7 +50,9 @@ class Parts:
     config: BondConfig
     run_id: str
     store: Store
-    engine: LocalEngine
+    engine: Engine
+    """Of rollouts and evaluations; its `policy` and `anchor` are those that `publisher` brought."""
+    publisher: Publisher
     learner: Learner
     scorers: Scorers
     checkpoints: Checkpoints
@@ -92,13 +96,15 @@ async def open_parts(
         await _take_lease(store, run_id)
         stack.push_async_callback(store.leases.release, LEASE, run_id)
         remove_leftovers(config.adapters_dir)
-        await asyncio.to_thread(report_memory, config, (given or {}).keys())
+        served = are_served(config, prompts_file)
+        await asyncio.to_thread(report_memory, config, (given or {}).keys(), served=served)
         base_revision = await asyncio.to_thread(model_digest, config.model.folder)
-        engine, learner = _build_learner(config, base_revision)
+        learner, tokenizer = _build_learner(config, served)
         if config.trainer.objective.type == "gkd" and config.trainer.objective.teacher == "active":
             await load_active_teacher(store, learner.pair, config.trainer.lora, base_revision)
-        await engine.start()
-        stack.push_async_callback(engine.close)
+        engine, publisher = await open_rollouts(
+            stack, config, learner.pair, tokenizer, base_revision, served=served
+        )
         scorers = await open_scorers(stack, config, given)
         proposer = Proposer(
             config, store, engine, learner, scorers, await _open_suite(stack, config)
@@ -113,6 +119,7 @@ async def open_parts(
             run_id=run_id,
             store=store,
             engine=engine,
+            publisher=publisher,
             learner=learner,
             scorers=scorers,
             checkpoints=Checkpoints(config.checkpoints_dir),
@@ -128,28 +135,16 @@ async def open_parts(
         )
 
 
-def _build_learner(config: BondConfig, base_revision: str) -> tuple[LocalEngine, Learner]:
-    """The learner over the base model, and an engine that shares its storage."""
+def _build_learner(config: BondConfig, served: bool) -> tuple[Learner, Any]:
+    """The learner over the base model, and its tokenizer."""
     device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
     base, tokenizer = load_policy(config.model.folder, config.model.dtype, device)
     torch.manual_seed(config.trainer.seed)
     pair = LoraPair(base, config.trainer.lora)
     teacher = open_teacher(config, pair, tokenizer, device)
-    learner = Learner(pair, config.trainer, config.sampling, teacher)
-    limit = (
-        config.engine.max_context_tokens
-        if isinstance(config.engine, LocalEngineConfig)
-        else config.trainer.max_prompt_tokens + config.sampling.max_tokens
-    )
-    engine = LocalEngine.over(
-        learner.pair.base,
-        tokenizer,
-        max_rows=config.trainer.rollout_rows,
-        max_context_tokens=limit,
-        name=config.model.served_name,
-        base_revision=base_revision,
-    )
-    return engine, learner
+    return Learner(
+        pair, config.trainer, config.sampling, teacher, served_rollouts=served
+    ), tokenizer
 
 
 async def _open_suite(stack: AsyncExitStack, config: BondConfig) -> Suite | None:
@@ -196,7 +191,7 @@ def _run_id(directory: Path) -> str:
     return run_id
 
 
-def _settings(config: BondConfig, engine: LocalEngine, prompts_file: Path | None) -> dict[str, Any]:
+def _settings(config: BondConfig, engine: Engine, prompts_file: Path | None) -> dict[str, Any]:
     """What a checkpoint's state has a meaning under: the weights that it is a delta to and their
     type, the shape of its tensors, the law of its samples, the kind of its loss and what that aims
     at, the seed of its draws, and the file whose lines its place in the prompts counts.

@@ -47,6 +47,14 @@ class Progress:
             self.state = state
             await self.report()
 
+    async def wait(self, stop: asyncio.Event, seconds: float) -> None:
+        """State `waiting` for so long, or until `stop` is set."""
+        await self.enter("waiting")
+        try:
+            await asyncio.wait_for(stop.wait(), seconds)
+        except TimeoutError:
+            return
+
     async def report(self) -> None:
         """Write the row and tell the listener."""
         record = TrainingRecord(

@@ -22,7 +22,9 @@ async def sample_reference(
     Raises `UnusablePromptsError`, `ScoringError` and `ModelLoadError` as sampling and loading do.
     """
     async with AsyncExitStack() as stack:
-        engine = build_engine(config.engine, config.model)
+        engine = build_engine(
+            config.engine, config.model, adapters_dir=config.adapters_dir, background=True
+        )
         await engine.start()
         stack.push_async_callback(engine.close)
         scorers = await open_scorers(stack, config)

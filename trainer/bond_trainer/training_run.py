@@ -7,18 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bond_core.config import FixedBondConfig, GkdConfig
-from bond_core.errors import ScorerUnavailableError, ScoringError
+from bond_core.errors import EngineUnavailableError, ScorerUnavailableError, ScoringError
 from bond_core.store import PolicyRecord
 from bond_core.types import REFERENCE_VERSION
 from bond_trainer.checkpoints import CheckpointError, Snapshot
 from bond_trainer.draws import UnusablePromptsError
 from bond_trainer.learner import StepReport
-from bond_trainer.lora import ANCHOR, POLICY
 from bond_trainer.metrics import best_of_n_curve
+from bond_trainer.mismatch import mismatch_alarm
 from bond_trainer.opening import Parts
+from bond_trainer.patience import Patience, StoppedWaitingError
 from bond_trainer.progress import Progress
 from bond_trainer.prompt_pool import TrainingPrompt
-from bond_trainer.rollouts import RolloutCost, collect, derived_seed, samples_per_prompt
+from bond_trainer.publication import Publication
+from bond_trainer.rollouts import (
+    RolloutCost,
+    RolloutGroup,
+    collect,
+    derived_seed,
+    samples_per_prompt,
+)
+from bond_trainer.served_publishing import PublicationError
 from bond_trainer.standing import curve_metrics, evaluation_standing
 from bond_trainer.winners_phase import run_winners_phase
 
@@ -66,13 +75,34 @@ class TrainingRun:
     """Why the last one could not; shown until one is written."""
     evaluation_error: str | None = None
     """Why the last evaluation failed; shown until one succeeds."""
+    mismatch_error: str | None = None
+    """That servers sample from another law than is learned; shown while they do."""
+    publication: Publication = field(init=False)
+
+    def __post_init__(self) -> None:
+        trainer = self.parts.config.trainer
+        patience = Patience(trainer.rollouts.max_pause_s)
+        self.publication = Publication(
+            self.parts.publisher, self.progress, self.stop, patience, trainer.poll_s
+        )
 
     async def run(self) -> None:
         """Take up the last checkpoint, then learn until there is a reason to end."""
         await self._resume()
         self.parts.metrics.open_at(self.step)
         self.progress.metrics.update(self.parts.metrics.latest("eval"))
-        self._publish()
+        try:
+            await self._learn()
+        except StoppedWaitingError:
+            logger.info("stopped while waiting for the engine, at step %d", self.step)
+        except (EngineUnavailableError, PublicationError):
+            self._checkpoint()
+            raise
+        if not self.half_learned:
+            self._checkpoint()
+
+    async def _learn(self) -> None:
+        await self.publication.renew(self.step)
         if self._is_scheduled() and not self._done():
             await self._keep_schedule()  # the run was killed before it was through
         while not self._done() and not self.half_learned:
@@ -80,7 +110,10 @@ class TrainingRun:
                 await self._try_winners()
             if self._done():
                 break
-            prompts = await self.parts.source.take(self.parts.config.trainer.prompts_per_step)
+            num_prompts = self.parts.config.trainer.prompts_per_step
+            prompts = await self.publication.answered(
+                lambda n=num_prompts: self.parts.source.take(n)
+            )
             self._count()
             if prompts:
                 await self._step(prompts)
@@ -93,7 +126,6 @@ class TrainingRun:
         ended = self.parts.ends_with_prompts and not self.stop.is_set()
         if ended or self._reached_max():
             await self._propose()
-        self._checkpoint()
 
     async def _try_winners(self) -> None:
         """The winners phase, if the log has enough by now, and a proposal of what it gave."""
@@ -107,7 +139,7 @@ class TrainingRun:
             self.begun = True
             self.winners_window = outcome.log_window
             self._checkpoint()
-            self._publish()
+            self.publication.at = None
             await self._propose()
 
     async def _winners_still_wanted(self) -> bool:
@@ -123,34 +155,48 @@ class TrainingRun:
         """Roll out, update, and do what the schedule has for the step that was reached."""
         await self.progress.enter("training")
         config = self.parts.config
-        num_policy_samples, num_anchor_samples = samples_per_prompt(config.trainer.objective)
         try:
-            groups, cost = await collect(
-                self.parts.engine,
-                self.parts.scorers.scorer,
-                [prompt.messages for prompt in prompts],
-                config.sampling.params(),
-                num_policy_samples=num_policy_samples,
-                num_anchor_samples=num_anchor_samples,
-                seed=derived_seed(config.trainer.seed, "rollouts", self.step),
-                logged=[p.logged for p in prompts] if self._anchor_is_reference() else (),
-            )
+            await self.publication.renew(self.step, config.trainer.rollouts.max_staleness)
+            groups, cost = await self.publication.answered(lambda: self._collect(prompts))
         except ScoringError as error:
             await self._scoring_failed(error)
             return
+        except StoppedWaitingError:
+            self.left_out["engine_away"] += len(prompts)
+            self._count()
+            raise
         self.left_out.update(cost.left_out)
         self._count()
         if not groups:  # none fits into the context
             return
         report = await asyncio.to_thread(self.parts.learner.learn_from_rollouts, groups)
-        self._publish()
+        staleness = self.publication.staleness(self.step)
         self.step += 1
         self.scoring_failures = 0
-        self._record(report, cost)
+        self._record(report, cost, staleness)
         if self._is_scheduled():
             await self._keep_schedule()
         elif self.step % config.trainer.checkpoint_every_steps == 0:
             self._checkpoint()
+
+    async def _take(self) -> list[TrainingPrompt]:
+        return await self.parts.source.take(self.parts.config.trainer.prompts_per_step)
+
+    async def _collect(
+        self, prompts: list[TrainingPrompt]
+    ) -> tuple[list[RolloutGroup], RolloutCost]:
+        config = self.parts.config
+        num_policy_samples, num_anchor_samples = samples_per_prompt(config.trainer.objective)
+        return await collect(
+            self.parts.engine,
+            self.parts.scorers.scorer,
+            [prompt.messages for prompt in prompts],
+            config.sampling.params(),
+            num_policy_samples=num_policy_samples,
+            num_anchor_samples=num_anchor_samples,
+            seed=derived_seed(config.trainer.seed, "rollouts", self.step),
+            logged=[p.logged for p in prompts] if self._anchor_is_reference() else (),
+        )
 
     def _is_scheduled(self) -> bool:
         """Whether this step has an evaluation, and it has not been made."""
@@ -172,16 +218,23 @@ class TrainingRun:
             return False
         return self.parts.learner.anchor_is_reference
 
-    def _record(self, report: StepReport, cost: RolloutCost) -> None:
+    def _record(self, report: StepReport, cost: RolloutCost, staleness: int) -> None:
         self.progress.step = self.step
-        self.progress.error = self.checkpoint_error or self.evaluation_error
+        self._look_at_mismatch(report, staleness)
+        self.progress.error = self._standing_error()
         self.progress.record_metrics("train", report.metrics)
         self.progress.record_metrics(
             "seconds",
-            {"generate": cost.generate_s, "score": cost.score_s, "train": report.train_s},
+            {
+                "generate": cost.generate_s,
+                "score": cost.score_s,
+                "train": report.train_s,
+                "publish": self.publication.take_seconds(),
+            },
         )
         self.progress.record_metrics(
-            "rollout", {"tokens": cost.num_tokens, "samples": cost.num_samples}
+            "rollout",
+            {"tokens": cost.num_tokens, "samples": cost.num_samples, "staleness": staleness},
         )
         self.parts.metrics.append(self.step, self.progress.of("train", "seconds", "rollout"))
         if self.step % LOG_EVERY_STEPS == 0:
@@ -191,6 +244,16 @@ class TrainingRun:
                 report.metrics["reward_policy_mean"],
                 cost.generate_s + cost.score_s + report.train_s,
             )
+
+    def _look_at_mismatch(self, report: StepReport, staleness: int) -> None:
+        alarm = mismatch_alarm(report.metrics, self.parts.config.trainer.rollouts, staleness)
+        if alarm and not self.mismatch_error:
+            logger.warning("step %d: %s", self.step, alarm)
+        self.mismatch_error = alarm
+
+    def _standing_error(self) -> str | None:
+        """What is wrong and does not stop the run."""
+        return self.checkpoint_error or self.evaluation_error or self.mismatch_error
 
     async def _scoring_failed(self, error: ScoringError) -> None:
         """Leave the batch or evaluation out, for a scorer that fails now and then; give up if it
@@ -209,9 +272,10 @@ class TrainingRun:
         """Evaluate and propose the policy as it is, unless that was done at this very step."""
         if self.proposed_at == self.step:
             return
+        await self.publication.renew(self.step)
         await self.progress.enter("evaluating")
         try:
-            record = await self._evaluate()
+            record = await self.publication.answered(self._evaluate)
         except ScoringError as error:
             self.evaluation_error = f"evaluation at step {self.step}: {error}"
             await self._scoring_failed(error)
@@ -229,7 +293,7 @@ class TrainingRun:
             self._checkpoint()
             return
         self.evaluation_error = None
-        self.progress.error = self.checkpoint_error
+        self.progress.error = self._standing_error()
         self.proposed_at = self.step
         logger.info("%s is %s: %s", record.version, record.state, record.reason)
         scalars = {k: v for k, v in record.evaluation.items() if isinstance(v, int | float)}
@@ -264,16 +328,7 @@ class TrainingRun:
 
     async def _wait(self) -> None:
         """Until it is time to look for prompts again, or to stop."""
-        await self.progress.enter("waiting")
-        try:
-            await asyncio.wait_for(self.stop.wait(), self.parts.config.trainer.poll_s)
-        except TimeoutError:
-            return
-
-    def _publish(self) -> None:
-        """Let the engine sample from what was learned."""
-        for name in (POLICY, ANCHOR):
-            self.parts.engine.publish(name, self.parts.learner.pair.merged_weights(name))
+        await self.progress.wait(self.stop, self.parts.config.trainer.poll_s)
 
     def _count(self) -> None:
         self.progress.counts.update(Counter(self.parts.source.counts) + self.left_out)
@@ -304,9 +359,10 @@ class TrainingRun:
             if self.checkpoint_failures >= MAX_CHECKPOINT_FAILURES:
                 raise
             return
-        if self.checkpoint_error is not None:
-            self.progress.error = self.evaluation_error
+        had_failed = self.checkpoint_error is not None
         self.checkpoint_error, self.checkpoint_failures = None, 0
+        if had_failed:
+            self.progress.error = self._standing_error()
 
     async def _resume(self) -> None:
         snapshot = self.parts.checkpoints.latest(self.parts.settings)

@@ -16,6 +16,7 @@ from bond_core.config.objective import (
     ObjectiveConfig,
     RlooConfig,
 )
+from bond_core.config.rollouts import RolloutsConfig
 from bond_core.config.scorer import (
     ClassifierScorerConfig,
     FunctionScorerConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "ObjectiveConfig",
     "PoolingScorerConfig",
     "RlooConfig",
+    "RolloutsConfig",
     "SamplingConfig",
     "ScorerConfig",
     "SelfTestConfig",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -59,6 +59,16 @@ class BondConfig(BaseSettings):
     trainer: TrainerConfig = TrainerConfig()
     data_dir: Path = Path("bond-data")
     """The log, the adapters and the learner's checkpoints."""
+
+    @model_validator(mode="after")
+    def _served_rollouts_have_servers(self) -> "BondConfig":
+        if self.trainer.rollouts.engine == "served" and self.engine.type != "vllm":
+            raise ConfigError(
+                f"trainer.rollouts.engine is served, and engine.type is {self.engine.type}: set "
+                "engine.type to vllm and engine.urls to the servers, or trainer.rollouts.engine to "
+                "own"
+            )
+        return self
 
     @property
     def adapters_dir(self) -> Path:

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from bond_core.config.base import Section
 from bond_core.config.objective import JBondConfig, ObjectiveConfig
+from bond_core.config.rollouts import RolloutsConfig
 
 
 class LoraConfig(Section):
@@ -147,6 +148,7 @@ class TrainerConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     curation: CurationConfig = CurationConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of AdamW, after the warm-up."""
     warmup_steps: int = Field(default=10, ge=0)

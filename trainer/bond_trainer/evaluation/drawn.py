@@ -77,7 +77,9 @@ async def _draw(
     seed: int,
 ) -> DrawnPolicies:
     async with AsyncExitStack() as stack:
-        engine = build_engine(config.engine, config.model)
+        engine = build_engine(
+            config.engine, config.model, adapters_dir=config.adapters_dir, background=True
+        )
         await engine.start()
         stack.push_async_callback(engine.close)
         for path in adapters.values():

@@ -44,6 +44,9 @@ class RolloutInputs:
     KL(pi || anchor) (`bond_trainer.exact_kl`)."""
     anchor_kl_BK: Tensor | None = None
     """For `kl: exact`: KL(anchor || pi) at the tokens of each anchor sample, summed."""
+    policy_ratio_BP: Tensor | None = None
+    """Of policy samples that another law mu drew: pi(y) / mu(y), truncated or not, by which what
+    each says is multiplied; no gradient. None where pi itself drew them."""
 
     @property
     def log_ratio_BPT(self) -> Tensor:
@@ -55,6 +58,11 @@ class RolloutInputs:
             raise ValueError("kl 'sequence' and 'to_go' need the anchor's log-probabilities")
         return (self.policy_logprobs_BPT - self.anchor_logprobs_BPT).detach()
 
+    def mean_under_policy(self, values_BP: Tensor) -> Tensor:
+        """Of a quantity of the policy samples, the mean over them as pi would have drawn them."""
+        ratio_BP = self.policy_ratio_BP
+        return (values_BP if ratio_BP is None else ratio_BP * values_BP).mean()
+
 
 def policy_terms(
     inputs: RolloutInputs,
@@ -65,6 +73,9 @@ def policy_terms(
     """What the policy's own samples y say: of gradient -E[reward(y) grad log pi(y)] + grad KL(pi
     || anchor), and of gradient grad KL(pi || anchor) alone.
 
+    Baselines are means of unweighted returns: that of the other samples does not depend on a
+    sample, whoever drew it, and E over mu of (pi / mu) grad log pi is zero.
+
     `reward_BP` carries no gradient. Raises `ValueError` if `kl` needs what the batch lacks.
     """
     logprobs_BPT = inputs.policy_logprobs_BPT
@@ -72,8 +83,9 @@ def policy_terms(
         if inputs.policy_kl_BP is None:
             raise ValueError("kl 'exact' needs policy_kl_BP")
         advantage_BP = reward_BP - leave_one_out_mean(reward_BP, baseline)
-        regulariser = inputs.policy_kl_BP.mean()
-        return regulariser - (advantage_BP * logprobs_BPT.sum(dim=-1)).mean(), regulariser
+        regulariser = inputs.mean_under_policy(inputs.policy_kl_BP)
+        reward_term = inputs.mean_under_policy(advantage_BP * logprobs_BPT.sum(dim=-1))
+        return regulariser - reward_term, regulariser
     log_ratio_BPT = inputs.log_ratio_BPT
     log_ratio_BP = log_ratio_BPT.sum(dim=-1)
     if kl == "to_go":
@@ -83,8 +95,8 @@ def policy_terms(
     baseline_BP1 = leave_one_out_mean(reward_BP - log_ratio_BP, baseline).unsqueeze(-1)
     advantage_BPT = reward_BP.unsqueeze(-1) - later_BPT - baseline_BP1
     drift_BPT = later_BPT - leave_one_out_mean(log_ratio_BP, baseline).unsqueeze(-1)
-    backward = -(advantage_BPT * logprobs_BPT).sum(dim=-1).mean()
-    return backward, (drift_BPT * logprobs_BPT).sum(dim=-1).mean()
+    backward = -inputs.mean_under_policy((advantage_BPT * logprobs_BPT).sum(dim=-1))
+    return backward, inputs.mean_under_policy((drift_BPT * logprobs_BPT).sum(dim=-1))
 
 
 def anchor_terms(inputs: RolloutInputs, n: int, kl: KlEstimate) -> Tensor:

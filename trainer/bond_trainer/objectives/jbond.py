@@ -20,7 +20,8 @@ same mean at less variance. Only comparisons of rewards enter, so that any stric
 transform of the rewards leaves every bit of the loss as it was.
 
 Assumes that log-probabilities are sums over all completion tokens, the end of sequence included,
-at the temperature of sampling, and that the policy samples come from the policy as it is.
+at the temperature of sampling, and that the policy samples come from the policy as it is, or carry
+their ratio to the law that drew them.
 """
 
 import math

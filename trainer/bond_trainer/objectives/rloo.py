@@ -26,6 +26,8 @@ class RlooInputs:
     """log pi, nats; carries the gradient."""
     reference_logprobs_BP: Tensor
     policy_rewards_BP: Tensor
+    policy_ratio_BP: Tensor | None = None
+    """As that of `RolloutInputs`."""
 
 
 def rloo_loss(inputs: RlooInputs, config: RlooConfig) -> ObjectiveOutput:
@@ -45,7 +47,9 @@ def rloo_loss(inputs: RlooInputs, config: RlooConfig) -> ObjectiveOutput:
     # in float64 until the baseline is off: rewards may be large and their differences small
     return_BP = inputs.policy_rewards_BP.double() - config.kl_coefficient * log_ratio_BP
     advantage_BP = (return_BP - leave_one_out_mean(return_BP, "group")).to(logprobs_BP)
-    loss = -(advantage_BP * logprobs_BP).mean()
+    term_BP = advantage_BP * logprobs_BP
+    ratio_BP = inputs.policy_ratio_BP
+    loss = -(term_BP if ratio_BP is None else ratio_BP * term_BP).mean()
     return ObjectiveOutput(
         loss,
         {

@@ -3,6 +3,7 @@
     anchored.py  J-BOND and BOND at fixed N: policy against anchor
     rloo.py      policy gradient against the reference
     gkd.py       token divergences to a teacher
+    importance.py  policy samples that a server drew
 
 Each computes, before any gradient, what weighs on which log-probability and divergence; then
 `shared_prompts` differentiates that micro-batch by micro-batch.

@@ -23,6 +23,7 @@ from bond_trainer.updates.base import (
     rows_of,
     sampled_logprobs,
 )
+from bond_trainer.updates.importance import PolicySamples, policy_samples
 
 
 def backward_anchored(
@@ -32,12 +33,14 @@ def backward_anchored(
 ) -> Mapping[str, float]:
     """See `bond_trainer.updates.backward`.
 
-    The policy's log-probabilities of its own samples are those of the engine, which sampled from
-    these very weights; `logprob_mismatch` is the largest difference to the learner's own.
+    The policy's log-probabilities of its own samples are those of the engine if it sampled from
+    these very weights (`updates.importance`); `logprob_mismatch` is the largest difference to the
+    learner's own.
     """
     rows = policy_rows(groups)
     anchor_rows = [row for group in groups for row in rows_of(group, group.anchor)]
-    inputs = _inputs(context, groups, rows, objective)
+    samples = policy_samples(context, groups)
+    inputs = _inputs(context, groups, rows, objective, samples)
     weights = _Weights.of(_loss(inputs, objective).loss, inputs)
     terms = weights.terms(rows)
     values = context.backward(
@@ -45,7 +48,12 @@ def backward_anchored(
         terms,
         other=(lambda: context.pair.using(ANCHOR)) if objective.kl == "exact" else None,
     )
-    return _metrics(inputs, values, sampled_logprobs(groups), objective)
+    metrics = _metrics(inputs, values, samples.logprobs_BP, objective)
+    own_BP = values.logprobs_R[: len(rows)].view_as(samples.logprobs_BP)
+    off_BP = (own_BP - sampled_logprobs(groups)).abs()
+    if bool((known_BP := off_BP.isfinite()).any()):
+        metrics["logprob_mismatch"] = float(off_BP[known_BP].max())
+    return {**metrics, **samples.metrics, "padding_share": values.padding_share}
 
 
 def _loss(inputs: RolloutInputs, objective: JBondConfig | FixedBondConfig) -> ObjectiveOutput:
@@ -59,12 +67,11 @@ def _inputs(
     groups: Sequence[RolloutGroup],
     rows: Sequence[TokenRow],
     objective: JBondConfig | FixedBondConfig,
+    samples: PolicySamples,
 ) -> RolloutInputs:
     """Leaves to differentiate by; quantities that enter linearly stand as zeros."""
     rewards_BK = torch.tensor([[r.reward for r in g.anchor] for g in groups], dtype=torch.float64)
-    sampled = [torch.tensor(r.logprobs) for g in groups for r in g.policy]
     shape_BP = (len(groups), len(groups[0].policy))
-    policy_BPT = pad_sequence(sampled, batch_first=True).unflatten(0, shape_BP)
     anchor_BPT = None
     if objective.kl != "exact":
         with torch.no_grad(), context.pair.using(ANCHOR) as model:
@@ -76,13 +83,14 @@ def _inputs(
             )
         anchor_BPT = pad_sequence(anchor, batch_first=True).unflatten(0, shape_BP).cpu()
     return RolloutInputs(
-        policy_logprobs_BPT=policy_BPT.requires_grad_(),
+        policy_logprobs_BPT=samples.logprobs_BPT.requires_grad_(),
         anchor_logprobs_BPT=anchor_BPT,
         forward_logprobs_BK=torch.zeros(rewards_BK.shape, requires_grad=True),
         policy_rewards_BP=policy_rewards(groups),
         anchor_rewards_BK=rewards_BK,
         policy_kl_BP=torch.zeros(shape_BP, requires_grad=True),
         anchor_kl_BK=torch.zeros(rewards_BK.shape, requires_grad=True),
+        policy_ratio_BP=samples.ratio_BP,
     )
 
 
@@ -133,14 +141,15 @@ class _Weights:
 def _metrics(
     inputs: RolloutInputs,
     values: RowValues,
-    sampled_BP: Tensor,
+    before_BP: Tensor,
     objective: JBondConfig | FixedBondConfig,
-) -> Mapping[str, float]:
-    """The objective's metrics at the learner's own values."""
-    num_policy = sampled_BP.numel()
-    own_BP = values.logprobs_R[:num_policy].view_as(sampled_BP)
-    known_BP = own_BP.where(own_BP.isfinite(), sampled_BP)
-    divergence_BP = values.divergences_R[:num_policy].view_as(sampled_BP)
+) -> dict[str, float]:
+    """The objective's metrics at the learner's own values; `before_BP` is log pi of the policy's
+    samples as it was known before them."""
+    num_policy = before_BP.numel()
+    own_BP = values.logprobs_R[:num_policy].view_as(before_BP)
+    known_BP = own_BP.where(own_BP.isfinite(), before_BP)
+    divergence_BP = values.divergences_R[:num_policy].view_as(before_BP)
     kl_BP = divergence_BP.nan_to_num()
     shape_BK = inputs.anchor_rewards_BK.shape
     # whole answers are enough for metrics, and what a token's log-ratio was is spent by now
@@ -158,6 +167,4 @@ def _metrics(
     own = own_BP.isfinite()
     if objective.kl == "exact" and bool(own.any()):
         metrics["kl_to_anchor"] = float(divergence_BP[own].mean())
-    if bool(own.any()):
-        metrics["logprob_mismatch"] = float((own_BP - sampled_BP)[own].abs().max())
-    return {**metrics, "padding_share": values.padding_share}
+    return metrics

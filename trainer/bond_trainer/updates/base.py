@@ -22,6 +22,9 @@ class UpdateContext:
     teacher: Other | None = None
     """For distillation from another policy."""
     micro_batch_tokens: int = DEFAULT_BATCH_TOKENS
+    max_importance_ratio: float | None = None
+    """Of samples that a server drew (`updates.importance`); None where they were drawn from these
+    very weights."""
 
     def logprobs(self, name: AdapterName | None, rows: Sequence[TokenRow]) -> Tensor:
         """log P of whole completions under an adapter or the reference (None), no gradient."""

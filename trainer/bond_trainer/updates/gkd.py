@@ -9,6 +9,7 @@ from bond_trainer.objectives.gkd import GkdInputs, gkd_loss
 from bond_trainer.rollouts import RolloutGroup
 from bond_trainer.shared_prompts import RowTerm
 from bond_trainer.updates.base import UpdateContext, policy_rewards, policy_rows
+from bond_trainer.updates.importance import policy_samples
 
 
 def backward_gkd(
@@ -26,4 +27,9 @@ def backward_gkd(
     terms = [RowTerm(nothing, weight, objective.beta) for weight in weights_R.tolist()]
     values = context.backward(rows, terms, other=context.teacher)
     output = gkd_loss(GkdInputs(values.divergences_R, num_tokens_R))
-    return {**output.metrics, "reward_policy_mean": float(policy_rewards(groups).mean())}
+    mismatch = policy_samples(context, groups).metrics
+    return {
+        **output.metrics,
+        **mismatch,
+        "reward_policy_mean": float(policy_rewards(groups).mean()),
+    }

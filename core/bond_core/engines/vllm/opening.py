@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from bond_core.config import VllmEngineConfig
+from bond_core.config import ModelConfig, VllmEngineConfig
 from bond_core.engines.vllm import wire
 from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut
 from bond_core.engines.vllm.connection import RefusedError
@@ -16,10 +16,15 @@ from bond_core.engines.vllm.fleet import Fleet
 from bond_core.engines.vllm.inspection import TRIAL, Abilities, inspect, why_no_adapters
 from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import AdapterError, BondError, EngineUnavailableError, ModelLoadError
+from bond_core.fingerprints import model_digest
 from bond_core.types import Conversation, Generation, Message, SamplingParams
 
 logger = logging.getLogger(__name__)
 
+NO_FOLDER = (
+    "model.path names no folder, and adapters are trained and checked with the model's own files: "
+    "name the folder that vLLM serves"
+)
 NOISE_SAMPLES = 8
 LEAST_NOISE_NATS = 1e-6
 _CONVERSATIONS: tuple[Conversation, ...] = (
@@ -101,7 +106,19 @@ async def open_reference(
     return zero
 
 
-async def shared_tokenizer_sha256(
+async def folder_identity(
+    model: ModelConfig, prompt_tokens: Callable[[Conversation], Awaitable[list[int]]]
+) -> dict[str, str]:
+    """Digests of the folder's weights and tokenizer for `EngineInfo`; empty without a folder."""
+    if model.path is None:
+        return {"tokenizer_sha256": "", "base_revision": ""}
+    return {
+        "tokenizer_sha256": await _shared_tokenizer_sha256(model.folder, prompt_tokens),
+        "base_revision": await asyncio.to_thread(model_digest, model.folder),
+    }
+
+
+async def _shared_tokenizer_sha256(
     model: Path, prompt_tokens: Callable[[Conversation], Awaitable[list[int]]]
 ) -> str:
     """The digest of the folder's tokenizer and chat template, once the servers are seen to render

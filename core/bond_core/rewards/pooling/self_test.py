@@ -115,6 +115,8 @@ def check_root(where: str, path: Path, digest: str, root: str) -> None:
     served = Path(root)
     if not root or not served.is_absolute() or not served.is_dir():
         return
+    if served.resolve() == path.resolve():
+        return
     if model_and_tokenizer_digest(served) != digest:
         raise ModelLoadError(
             f"{where} was started with {served}, whose files are not those of {path}: correct path "

@@ -116,6 +116,12 @@ class Lora:
         """Adapters in one batch: versions, the reference, the trainer's two, and a spare."""
         return self.max_adapters + self.reference_adapter + 2 * self.trained_here + 1
 
+    @property
+    def resident(self) -> int:
+        """Adapters in memory: the trainer keeps as many as the gateway, old ones beside new."""
+        kept = self.max_adapters * (2 if self.trained_here else 1)
+        return max(self.slots, kept + self.reference_adapter + 1)
+
 
 def policy_server(served: Served, lora: Lora, place: Place) -> ServerCommand:
     """The server that samples from the reference and the policy versions."""
@@ -222,7 +228,8 @@ def _lora_flags(lora: Lora) -> Iterator[Flag]:
     parts += ["the trainer's policy and anchor"] if lora.trained_here else []
     slots = str(lora.slots)
     yield Flag(("--max-loras", slots), f"in one batch: {', '.join(parts)}, one spare")
-    yield Flag(("--max-cpu-loras", slots), "kept in memory; never less than in a batch")
+    resident = "in memory: the versions of the gateway and of the trainer, which change"
+    yield Flag(("--max-cpu-loras", str(lora.resident)), resident)
     if lora.modules:
         # Seen on vLLM 0.32 for CPU: without it the output head is wrapped for LoRA too, and two
         # requests with prompt_logprobs in one batch end the engine process (a size mismatch in

@@ -69,8 +69,8 @@ def test_the_policys_command_on_a_cpu() -> None:
         "--scheduling-policy", "priority",
         "--enable-lora",
         "--max-lora-rank", "32",
-        "--max-loras", "8",
-        "--max-cpu-loras", "8",
+        "--max-loras", "9",
+        "--max-cpu-loras", "11",
         "--lora-target-modules", "k_proj", "q_proj",
     )  # fmt: skip
     assert server.environ == {
@@ -119,16 +119,16 @@ def test_the_rank_is_the_smallest_that_vllm_takes(rank: int, allowed: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("trained_here", "reference_adapter", "slots"),
-    [(True, True, 8), (False, True, 6), (True, False, 7), (False, False, 5)],
+    ("trained_here", "reference_adapter", "slots", "resident"),
+    [(True, True, 9, 11), (False, True, 6, 6), (True, False, 7, 9), (False, False, 5, 5)],
 )
-def test_slots_hold_versions_reference_the_trainers_two_and_a_spare(
-    trained_here: bool, reference_adapter: bool, slots: int
+def test_slots_hold_versions_references_the_trainers_two_and_a_spare(
+    trained_here: bool, reference_adapter: bool, slots: int, resident: int
 ) -> None:
     lora = Lora(
         rank=1, max_adapters=4, trained_here=trained_here, reference_adapter=reference_adapter
     )
-    assert lora.slots == slots
+    assert (lora.slots, lora.resident) == (slots, resident)
 
 
 def test_a_key_is_in_the_environment_and_not_in_what_is_printed() -> None:
@@ -209,7 +209,7 @@ def test_the_demo_worlds_servers() -> None:
     assert flag(policy, "--served-model-name") == "demo"
     assert flag(policy, "--max-model-len") == "512"  # the model's own limit, below 2,048
     assert flag(policy, "--max-lora-rank") == "16"
-    assert flag(policy, "--max-loras") == "8"
+    assert flag(policy, "--max-loras") == "9"
     assert flag(policy, "--dtype") == "float32"
     assert flag(scorer, "--model") == str(worlds.proxy_path())
     assert flag(judge, "--model") == str(worlds.judge_path())

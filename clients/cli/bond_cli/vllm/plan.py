@@ -159,7 +159,7 @@ def _lora(config: "BondConfig", policy: ModelFolder, engine: "VllmEngineConfig")
     return Lora(
         rank=config.trainer.lora.rank,
         max_adapters=engine.max_adapters,
-        trained_here=not engine.training_urls,
+        trained_here=not engine.training_urls and config.trainer.rollouts.engine != "own",
         reference_adapter=engine.reference_as == "adapter",
         modules=tuple(modules),
     )

@@ -113,8 +113,20 @@ class Lora:
 
     @property
     def slots(self) -> int:
-        """Adapters in one batch: versions, the reference, the trainer's two, and a spare."""
-        return self.max_adapters + self.reference_adapter + 2 * self.trained_here + 1
+        """Adapters in one batch: versions, the trainer's policy and anchor, for gateway and
+        trainer a reference each, and a spare."""
+        return self.max_adapters + 2 * self.trained_here + self._references + 1
+
+    @property
+    def resident(self) -> int:
+        """Adapters in memory: the trainer keeps as many as the gateway, old ones beside new."""
+        kept = self.max_adapters * (2 if self.trained_here else 1)
+        return max(self.slots, kept + self._references + 1)
+
+    @property
+    def _references(self) -> int:
+        # the trainer loads under names of its own, the reference too
+        return self.reference_adapter * (2 if self.trained_here else 1)
 
 
 def policy_server(served: Served, lora: Lora, place: Place) -> ServerCommand:
@@ -218,11 +230,13 @@ def _lora_flags(lora: Lora) -> Iterator[Flag]:
     yield Flag(("--enable-lora",), "policy versions are LoRA adapters")
     yield Flag(("--max-lora-rank", str(lora.max_lora_rank)), f"holds rank {lora.rank}")
     parts = [f"{lora.max_adapters} versions"]
+    trained = "reference, policy and anchor" if lora.reference_adapter else "policy and anchor"
     parts += ["the reference"] if lora.reference_adapter else []
-    parts += ["the trainer's policy and anchor"] if lora.trained_here else []
+    parts += [f"the trainer's {trained}"] if lora.trained_here else []
     slots = str(lora.slots)
     yield Flag(("--max-loras", slots), f"in one batch: {', '.join(parts)}, one spare")
-    yield Flag(("--max-cpu-loras", slots), "kept in memory; never less than in a batch")
+    resident = "in memory: the versions of the gateway and of the trainer, which change"
+    yield Flag(("--max-cpu-loras", str(lora.resident)), resident)
     if lora.modules:
         # Seen on vLLM 0.32 for CPU: without it the output head is wrapped for LoRA too, and two
         # requests with prompt_logprobs in one batch end the engine process (a size mismatch in

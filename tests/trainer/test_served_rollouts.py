@@ -5,6 +5,8 @@ The server computes in float32, so that its log-probabilities equal the learner'
 
 import asyncio
 import json
+import os
+import signal
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -29,6 +31,7 @@ from bond_core.engines.vllm.engine import BACKGROUND_PRIORITY
 from bond_core.store import TrainingRecord, open_store
 from bond_core.types import Message
 from bond_trainer import run_training
+from bond_trainer.evaluation.drawn import draw_policies
 from bond_trainer.logprobs import TokenRow, token_logprobs
 from bond_trainer.lora import ANCHOR, POLICY
 from bond_trainer.metrics_log import read_metrics
@@ -82,6 +85,17 @@ async def test_it_learns_as_with_an_engine_of_its_own(
         assert row["seconds/publish"] > 0
     assert not list(config.adapters_dir.glob(".rollouts/*"))
     assert not [name for name in names_on(policy_url) if name.startswith((POLICY, ANCHOR))]
+    prompts = [(Message("user", f"question {number}"),) for number in range(16)]
+    found = await draw_policies(
+        config,
+        {"v0002": config.adapters_dir / "v0002"},
+        prompts,
+        num_samples=4,
+        num_reference_samples=4,
+    )
+    challenger = found.adapters["v0002"]
+    assert challenger.draws.rewards_PS.mean() > found.reference.draws.rewards_PS.mean()
+    assert challenger.laws.kl_PS.mean() == pytest.approx(last["kl_nats"], rel=0.3)
 
 
 async def test_what_is_served_are_the_learners_policy_and_anchor(
@@ -174,7 +188,8 @@ async def _nothing() -> None:
 async def test_a_server_that_is_restarted_is_waited_for(
     tiny_policy_path: Path, tmp_path: Path
 ) -> None:
-    """Its adapters are loaded again, the same prompts asked again, and no step is lost."""
+    """Killed, with requests in flight: its successor gets the adapters again, the same prompts are
+    asked again, and no step is lost."""
     port = free_port()
     argv = serve_command(tiny_policy_path, port, *POLICY_FLAGS, "--served-model-name", "tiny")
     config = served(
@@ -196,12 +211,13 @@ async def test_a_server_that_is_restarted_is_waited_for(
 
     log = tmp_path / "server.log"
     first = start_server(argv, POLICY_ENVIRONMENT, port, log)
-    await asyncio.to_thread(first.__enter__)
+    server = await asyncio.to_thread(first.__enter__)
     training = asyncio.create_task(
         run_training(config, prompts_file=prompts_file(tmp_path), max_steps=12, on_progress=watch)
     )
     try:
         await first_of(reached.wait(), training)
+        os.killpg(server.process.pid, signal.SIGKILL)
     finally:
         await asyncio.to_thread(first.__exit__, None, None, None)
     await first_of(away.wait(), training)

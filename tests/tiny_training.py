@@ -30,7 +30,9 @@ def prompts_file(folder: Path, count: int = 400) -> Path:
     return file
 
 
-def config_of(folder: Path, model: Path, **trainer: Any) -> BondConfig:
+def config_of(
+    folder: Path, model: Path, engine: dict[str, Any] | None = None, **trainer: Any
+) -> BondConfig:
     """A trainer on the tiny model whose reward is the share of a letter."""
     rewards = folder / "rewards.py"
     rewards.write_text(REWARD)
@@ -53,6 +55,7 @@ def config_of(folder: Path, model: Path, **trainer: Any) -> BondConfig:
             "sampling": {"max_tokens": 16},
             "trainer": settings,
             "data_dir": folder / "data",
+            "engine": engine or {"type": "local"},
         }
     )
 

@@ -69,8 +69,7 @@ def report_memory(
 
 def estimate_parts(config: BondConfig, given: Collection[str] = ()) -> list[Part]:
     """Every part of a run of this configuration; see `report_memory` for what it raises."""
-    engine = config.engine
-    device = engine.device if isinstance(engine, LocalEngineConfig) else "cpu"
+    device = config.learner_device
     dtype = config.model.dtype
     model = _skeleton(AutoModelForCausalLM, config.model.folder, "a causal language model")
     work = workload_of(config, _context(model, config))

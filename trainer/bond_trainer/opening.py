@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bond_core.adapters import remove_leftovers
-from bond_core.config import BondConfig, LocalEngineConfig
+from bond_core.config import BondConfig
 from bond_core.engines.base import Engine
 from bond_core.engines.local.loading import load_policy
 from bond_core.errors import ConfigError, StoreUnavailableError
@@ -137,7 +137,7 @@ async def open_parts(
 
 def _build_learner(config: BondConfig, served: bool) -> tuple[Learner, Any]:
     """The learner over the base model, and its tokenizer."""
-    device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
+    device = config.learner_device
     base, tokenizer = load_policy(config.model.folder, config.model.dtype, device)
     torch.manual_seed(config.trainer.seed)
     pair = LoraPair(base, config.trainer.lora)

@@ -77,7 +77,7 @@ class ServedPublisher:
         self._number += 1
         folder = self._root / f"{self._life}-{self._number:06d}"
         try:
-            await self._drop_incumbents()
+            await self._drop_all_but_published()
             await asyncio.to_thread(self._write, folder)
             fresh = await self._load(folder)
         except BaseException as error:
@@ -95,10 +95,9 @@ class ServedPublisher:
 
     async def close(self) -> None:
         """Leave nothing behind; servers that are away have nothing."""
+        self.engine.point({})
+        await self._drop_all_but_published()
         if self._folder is not None:
-            for version in self.engine.behind().values():
-                await self._drop(version)
-            self.engine.point({})
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
             self._folder = None
 
@@ -120,7 +119,7 @@ class ServedPublisher:
             raise
         return loaded
 
-    async def _drop_incumbents(self) -> None:
+    async def _drop_all_but_published(self) -> None:
         kept = {REFERENCE_VERSION, *self.engine.behind().values()}
         for version in await self._servers.loaded_versions():
             if version not in kept:

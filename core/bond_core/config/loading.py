@@ -86,6 +86,12 @@ class BondConfig(BaseSettings):
         return self.data_dir / "training"
 
     @property
+    def learner_device(self) -> str:
+        """Torch device of everything that the trainer computes itself."""
+        embedded = self.engine.device if isinstance(self.engine, LocalEngineConfig) else "cpu"
+        return self.trainer.device or embedded
+
+    @property
     def store_url(self) -> str:
         """The store's SQLAlchemy URL."""
         return self.store.url or f"sqlite:///{(self.data_dir / 'bond.db').resolve()}"

@@ -180,6 +180,9 @@ class TrainerConfig(Section):
     """Write TensorBoard's event files beside `metrics.jsonl` in the data folder's `training`."""
     seed: int = 0
     """Of initialisation, order and sampling of rollouts."""
+    device: str = ""
+    """Torch device of the learner; by default that of the embedded engine, and `cpu` beside other
+    engines."""
     threads: int = Field(default=1, ge=1)
     """Torch threads of the process."""
     nice: int = Field(default=10, ge=0, le=19)

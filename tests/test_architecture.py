@@ -30,7 +30,13 @@ LAYERS_OF_CORE = {
 }
 TORCH = {"torch", "transformers", "peft", "safetensors"}
 WEB = {"fastapi", "starlette", "uvicorn"}
-TORCH_MODULES_OF_CORE = ("pretrained", "tokenizing", "engines/local", "rewards/classifier")
+TORCH_MODULES_OF_CORE = (
+    "pretrained",
+    "tokenizing",  # transformers' tokenizers, which need no torch
+    "engines/local",
+    "engines/vllm/zero_adapter",  # safetensors alone
+    "rewards/classifier",
+)
 WEB_FREE_OF_SERVER = ("services/", "schemas/", "metrics.py")
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}
 MAX_LINES = 400

@@ -46,11 +46,11 @@ class VllmServer:
 def vllm_python() -> Path:
     """The Python of vLLM's environment. Fails the test if there is none."""
     default = Path(__file__).resolve().parents[1] / ".venv-vllm" / "bin" / "python"
-    python = Path(os.environ.get("BOND_TEST_VLLM_PYTHON", default))
+    python = Path(os.environ.get("BONDSERVE_TEST_VLLM_PYTHON", default))
     if not python.is_file():
         pytest.fail(
             f"{python} does not exist: run the tests that need vLLM with  make test-vllm , or name "
-            "the Python that vLLM is installed for in BOND_TEST_VLLM_PYTHON",
+            "the Python that vLLM is installed for in BONDSERVE_TEST_VLLM_PYTHON",
             pytrace=False,
         )
     return python
@@ -123,9 +123,8 @@ def _await_health(process: subprocess.Popen[bytes], url: str, log_path: Path) ->
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(
-                f"the server ended with {process.returncode} before it was up:\n{log_tail(log_path)}"
-            )
+            ended = f"the server ended with {process.returncode} before it was up"
+            raise RuntimeError(f"{ended}:\n{log_tail(log_path)}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
@@ -138,15 +137,16 @@ POOLING_FLAGS = (
     "--runner", "pooling", "--dtype", "float32", "--max-model-len", "256", "--block-size", "32",
 )  # fmt: skip
 """For a tiny reward model; float32, so that its scores equal those of the in-process one."""
+POOLING_KEY = "sk-pooling"
 
 
 @pytest.fixture(scope="session")
 def pooling_url(tiny_reward_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a real pooling server that serves the tiny reward model by the name `tiny-reward`."""
+    """URL of a real pooling server that serves the tiny reward model by the name `tiny-reward`, and
+    asks for `POOLING_KEY`."""
     port = free_port()
-    argv = serve_command(
-        tiny_reward_path, port, *POOLING_FLAGS, "--served-model-name", "tiny-reward"
-    )
+    named = ("--served-model-name", "tiny-reward", "--api-key", POOLING_KEY)
+    argv = serve_command(tiny_reward_path, port, *POOLING_FLAGS, *named)
     log_path = tmp_path_factory.mktemp("vllm") / "pooling.log"
     with start_server(argv, {}, port, log_path) as server:
         yield server.url
@@ -160,6 +160,8 @@ POLICY_FLAGS = (
     "down_proj",
     "--generation-config", "vllm", "--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1",
     "--scheduling-policy", "priority",
+    # a prompt with a seed that is read in parts ends the server (on a CPU)
+    "--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048",
 )  # fmt: skip
 """For a tiny policy; float32, so that its log-probabilities equal those of the learner."""
 POLICY_ENVIRONMENT = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}

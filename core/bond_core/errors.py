@@ -11,6 +11,7 @@
     ├── UnknownVersionError         the engine does not hold this version
     ├── EngineUnavailableError      the engine cannot answer now
     ├── ScoringError                a scorer failed, or returned something that is not a score
+    │   └── ScorerUnavailableError  its server is away, refuses us or answers nonsense
     ├── PolicyStateError            a policy version may not change in this way
     └── StoreUnavailableError       the store cannot commit now
 
@@ -76,6 +77,11 @@ class EngineUnavailableError(BondError):
 
 class ScoringError(BondError):
     """The scorer failed or returned something that is not a finite number."""
+
+
+class ScorerUnavailableError(ScoringError):
+    """A scorer's server is away, refuses us or answers nonsense: no conversation is at fault, and
+    asking for each by itself would not help."""
 
 
 class PolicyStateError(BondError):

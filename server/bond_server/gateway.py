@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from bond_core.config import BondConfig, LocalEngineConfig, ScorerConfig
+from bond_core.config import BondConfig, FakeEngineConfig, ScorerConfig
 from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
 from bond_core.store import Store, open_store
 from bond_server.metrics import Metrics
 from bond_server.services.after_answer import AfterAnswer, Judges
+from bond_server.services.arms import servable_arms
 from bond_server.services.background import Background
 from bond_server.services.comparison import ComparisonService
 from bond_server.services.controller import Controller
@@ -60,7 +61,7 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             exclusive_gateway=True,
         )
         stack.push_async_callback(store.close)
-        engine = build_engine(config.engine, config.model)
+        engine = build_engine(config.engine, config.model, adapters_dir=config.adapters_dir)
         stack.push_async_callback(engine.close)
         await engine.start()
         judges = Judges(
@@ -98,10 +99,11 @@ def _assemble(
 ) -> Gateway:
     background = Background()
     residents = (
-        config.engine.max_adapters
-        if isinstance(config.engine, LocalEngineConfig)
-        else DEFAULT_RESIDENT_VERSIONS
+        DEFAULT_RESIDENT_VERSIONS
+        if isinstance(config.engine, FakeEngineConfig)
+        else config.engine.max_adapters
     )
+    arms = servable_arms(config.arms, engine.info)
     policies = PolicyRegistry(store.policies, engine, config.adapters_dir, residents, metrics)
     after_answer = AfterAnswer(
         store.completions, engine, policies, judges, metrics, config.sampling.temperature
@@ -112,7 +114,7 @@ def _assemble(
         policies,
         Recording(store.completions, config, metrics, background),
         after_answer,
-        config.arms,
+        arms,
         metrics,
         background,
     )
@@ -123,7 +125,7 @@ def _assemble(
         engine=engine,
         judges=judges,
         policies=policies,
-        models=Models(config.model.served_name, policies),
+        models=Models(engine.info.base_model, policies),
         generation=generation,
         comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
         after_answer=after_answer,

@@ -151,7 +151,9 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
     ("arguments", "exit_code", "message"),
     [
         (["up", "m"], 2, "error: no reward model for m: add --reward-model"),
-        (["up", "--engine-url", "http://e"], 2, "vLLM engine is not available"),
+        (["up", "--engine", "local", "--engine-url", "http://e"], 2, "exclude each other"),
+        (["up", "m", "--reward-model", "r:f", "--engine-url", "http://e"], 2, "or add --no-train"),
+        (["serve", "--engine", "vllm"], 2, "starts no vLLM servers"),
         (["up", "--config", "missing.yaml"], 2, "error: cannot read missing.yaml: No such file"),
         (["train", "--config", "missing.yaml"], 2, "error: cannot read missing.yaml"),
         (["serve", "m"], 2, "error: no reward model for m"),

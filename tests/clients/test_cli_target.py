@@ -10,7 +10,7 @@ from bond_cli.failure import CommandError
 from bond_cli.ready import base_url
 from bond_cli.resolved import child_environ, free_port, with_chosen_port, write_resolved
 from bond_cli.target import Target, flags_of, merge, read_target, scorer_flag
-from bond_core.config import FunctionScorerConfig, load_config
+from bond_core.config import FunctionScorerConfig, PoolingScorerConfig, load_config
 from bond_core.errors import ConfigError
 
 
@@ -36,7 +36,9 @@ def test_only_flags_that_were_given_are_in_the_result() -> None:
     }
 
 
-def test_a_reward_model_is_a_folder_or_a_function(tmp_path: Path) -> None:
+def test_a_reward_model_is_a_folder_a_url_or_a_function(tmp_path: Path) -> None:
+    for url in ("http://gpu-1:8001", "https://rewards.example/team/v1"):
+        assert scorer_flag(url, "--judge") == {"type": "pooling", "url": url}
     assert scorer_flag(str(tmp_path), "--judge") == {"type": "classifier", "path": str(tmp_path)}
     assert scorer_flag(f"{tmp_path}/r.py:reward", "--judge") == {
         "type": "function",
@@ -46,6 +48,7 @@ def test_a_reward_model_is_a_folder_or_a_function(tmp_path: Path) -> None:
         "type": "function",
         "function": "package.module:reward",
     }
+    assert scorer_flag("https://r:1", "--judge") == {"type": "pooling", "url": "https://r:1"}
 
 
 def test_a_file_of_functions_is_answered_with_their_names(tmp_path: Path) -> None:
@@ -71,11 +74,6 @@ def test_a_folder_whose_name_has_a_colon_is_a_folder(tmp_path: Path) -> None:
     [
         (Target(model=Path("m")), "no reward model for m: add --reward-model"),
         (Target(reward_model="r"), "--reward-model without a MODEL"),
-        (Target(engine_url="http://e"), "vLLM engine is not available in this version"),
-        (
-            Target(model=Path("m"), reward_model="https://r"),
-            "a reward model behind a URL is not available in this version",
-        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_a_remedy(target: Target, message: str) -> None:
@@ -92,6 +90,22 @@ def test_flags_go_over_the_file_and_a_scorer_of_another_type_replaces_it(
     assert config.scorer == FunctionScorerConfig(function="mod:reward")
     assert config.model.path == tmp_path / "policy"
     assert (config.server.port, config.arms.best_of) == (1234, 4)
+
+
+def test_a_reward_model_at_a_url_replaces_the_files_and_takes_its_key_from_the_environment(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOND_SCORER__API_KEY", "sk-secret")
+    target = Target(config=file, reward_model="http://gpu-1:8001/v1", judge="http://gpu-2:8001")
+    config = read_target(target)
+    assert config.scorer == PoolingScorerConfig(url="http://gpu-1:8001", api_key="sk-secret")
+    assert config.judge == PoolingScorerConfig(url="http://gpu-2:8001")
+    assert "sk-secret" not in repr(config.scorer)
+
+
+def test_a_url_that_is_none_is_named(file: Path) -> None:
+    with pytest.raises(ConfigError, match="'http://:8001' is no URL of a server"):
+        read_target(Target(config=file, reward_model="http://:8001"))
 
 
 def test_a_scorer_of_the_same_type_keeps_the_files_other_keys(file: Path) -> None:

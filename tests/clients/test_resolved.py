@@ -8,7 +8,7 @@ import pytest
 from bond_cli.claim import claimed
 from bond_cli.failure import CommandError
 from bond_cli.resolved import write_resolved
-from bond_core.config import load_config
+from bond_core.config import PoolingScorerConfig, load_config
 
 
 def test_a_relative_function_stays_findable_from_the_data_directory(
@@ -28,6 +28,28 @@ def test_a_relative_function_stays_findable_from_the_data_directory(
     assert values["model"]["path"] == f"{tmp_path}/base"
     assert load_config(path, environ={}).scorer.function == f"{tmp_path}/rewards.py:score"
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pooling_scorer_reaches_the_children_with_its_key_and_an_absolute_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bond.yaml").write_text(
+        "model: {path: base}\n"
+        "scorer: {type: pooling, url: 'http://gpu-1:8001', path: reward, self_test: null}\n"
+        "judge: {type: pooling, url: 'http://gpu-2:8001/v1/'}\n"
+        "data_dir: data\n"
+    )
+    monkeypatch.setenv("BOND_JUDGE__API_KEY", "sk-secret")
+    path = write_resolved(load_config(Path("bond.yaml")))
+    assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.delenv("BOND_JUDGE__API_KEY")
+    monkeypatch.chdir("/")
+    config = load_config(path)
+    assert config.scorer == PoolingScorerConfig(
+        url="http://gpu-1:8001", path=tmp_path / "reward", self_test=None
+    )
+    assert config.judge == PoolingScorerConfig(url="http://gpu-2:8001", api_key="sk-secret")
 
 
 def test_a_second_supervisor_is_refused_until_the_first_ends(tmp_path: Path) -> None:

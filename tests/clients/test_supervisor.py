@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bond_cli.child import Child
-from bond_cli.supervisor import Backoff, Supervisor
+from bond_cli.kept import Backoff
+from bond_cli.supervisor import Supervisor
 
 FOREVER = "import time; print('up', flush=True); time.sleep(60)"
 QUICK = Backoff(first_s=0.05, longest_s=0.2)

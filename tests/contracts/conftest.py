@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import tiny_adapter, tiny_policy_path, tiny_reward_path
-from vllm_servers import policy_url, pooling_url
+from vllm_servers import POOLING_KEY, policy_url, pooling_url
 
 from bond_core.config import (
     ClassifierScorerConfig,
@@ -73,9 +73,9 @@ async def scorer(
     if request.param == "classifier":
         config = ClassifierScorerConfig(path=tiny_reward_path)
     elif request.param in POOLING:
-        url: str = request.getfixturevalue("policy_url", "pooling_url")
+        url: str = request.getfixturevalue("pooling_url")
         path = tiny_reward_path if request.param == "pooling, rendered here" else None
-        config = PoolingScorerConfig(url=url, path=path, self_test=None)
+        config = PoolingScorerConfig(url=url, api_key=POOLING_KEY, path=path)
     else:
         file = tmp_path / "my_reward.py"
         file.write_text(REWARD_FUNCTION)

@@ -32,6 +32,27 @@ for build in (
         print(error)
 """
 
+WITHOUT_AIOHTTP = """
+import sys
+sys.modules["aiohttp"] = None
+from bond_core.config import PoolingScorerConfig
+from bond_core.errors import ModelLoadError
+from bond_core.rewards import build_scorer
+try:
+    build_scorer(PoolingScorerConfig(url="http://gpu-1:8001"))
+except ModelLoadError as error:
+    print(error)
+"""
+
+POOLING_WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers"):
+    sys.modules[name] = None
+from bond_core.config import PoolingScorerConfig
+from bond_core.rewards import build_scorer
+print(build_scorer(PoolingScorerConfig(url="http://gpu-1:8001")).name)
+"""
+
 
 def test_the_configuration_chooses() -> None:
     model = ModelConfig(path=Path("m"))
@@ -41,18 +62,30 @@ def test_the_configuration_chooses() -> None:
 
 
 def test_a_missing_package_is_answered_with_the_command_that_installs_it() -> None:
+    lines = printed(WITHOUT_TORCH)
+    assert len(lines) == 2
+    for line in lines:
+        assert "'torch'" in line
+        assert "pip install 'bondserve[local]'" in line
+    [line] = printed(WITHOUT_AIOHTTP)
+    assert "'aiohttp'" in line
+    assert "pip install 'bondserve[vllm]'" in line
+
+
+def test_a_pooling_scorer_needs_no_torch() -> None:
+    assert printed(POOLING_WITHOUT_TORCH) == ["http://gpu-1:8001"]
+
+
+def printed(program: str) -> list[str]:
+    """The lines that a program prints in a Python of its own."""
     run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH],
+        [sys.executable, "-c", program],
         env={"PYTHONPATH": str(CORE), "PATH": ""},
         capture_output=True,
         text=True,
         check=True,
     )
-    lines = run.stdout.splitlines()
-    assert len(lines) == 2
-    for line in lines:
-        assert "'torch'" in line
-        assert "pip install 'bondserve[local]'" in line
+    return run.stdout.splitlines()
 
 
 @pytest.mark.parametrize("module", ["bond_core.engines", "bond_core.rewards"])

@@ -55,9 +55,9 @@ def test_flags_win_over_environment_over_file(
         (MINIMAL + "arms: {split: {bon: 0, distilled: 0}}\n", "no arm has a share"),
         (
             "model: {path: base}\nscorer: {function: 'r.py:f'}\n",
-            "'scorer' needs a 'type', one of 'classifier', 'function'",
+            "'scorer' needs a 'type', one of 'classifier', 'pooling', 'function'",
         ),
-        (MINIMAL + "engine: {type: lokal}\n", "'engine' needs a 'type', one of 'local', 'fake'"),
+        (MINIMAL + "engine: {type: lokal}\n", "'engine' needs a 'type', one of 'local', 'vllm'"),
         ("scorer: {type: classifier, path: rm}\n", r"name a model folder, as in `model: \{path"),
         (MINIMAL + "arms: {1: 2}\n", "the key 1 is not text"),
         ("model: [", "not valid YAML"),

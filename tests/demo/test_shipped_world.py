@@ -1,6 +1,8 @@
 """The properties of the shipped models: on fresh answers, and as the model card states them."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from bond_core.config import ClassifierScorerConfig, SelfTestConfig
+from bond_core.rewards import build_scorer
 from bond_core.statistics import best_of_n_reward
+from bond_core.types import Message
 from bond_demo.making.measurements import (
     ScoredSamples,
     distinct_share,
@@ -121,3 +126,15 @@ def test_fresh_answers_agree_with_the_stated_means(fresh: ScoredSamples, reward:
     means = getattr(fresh, reward).mean(axis=1)
     stated = FIGURES["best_of"]["1"][reward]["mean"]
     assert abs(means.mean() - stated) < 4 * means.std(ddof=1) / np.sqrt(len(means))
+
+
+@pytest.mark.parametrize("path", [proxy_path, judge_path])
+async def test_both_reward_models_pass_the_self_test_of_scorers_on_servers(
+    path: Callable[[], Path],
+) -> None:
+    scorer = build_scorer(ClassifierScorerConfig(path=path()))
+    await scorer.start()
+    test = SelfTestConfig()
+    good, bad = await scorer.score([[Message("user", test.prompt)]] * 2, [test.good, test.bad])
+    await scorer.close()
+    assert good > bad + 1

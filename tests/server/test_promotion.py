@@ -22,7 +22,7 @@ from running_gateway import (
 
 from bond_core.adapters import MANIFEST_FILE, WEIGHTS_FILE
 from bond_core.config import BondConfig
-from bond_core.engines import build_engine
+from bond_core.engines import Check, build_engine
 from bond_core.engines.fake import FakeEngine
 from bond_core.errors import EngineUnavailableError
 from bond_core.rewards import build_scorer
@@ -321,10 +321,10 @@ async def test_a_challenger_that_breaks_the_load_does_not_hold_up_the_next(
         engine = running.gateway.engine
         load = engine.load_adapter
 
-        async def broken_for_one(version: str, path: Path) -> None:
+        async def broken_for_one(version: str, path: Path, check: Check) -> None:
             if version == "v0001":
                 raise KeyError("lora_alpha")
-            await load(version, path)
+            await load(version, path, check)
 
         monkeypatch.setattr(engine, "load_adapter", broken_for_one)
         await propose(running, "v0001")

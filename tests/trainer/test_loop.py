@@ -62,7 +62,7 @@ async def test_a_proposed_version_verifies_and_is_what_an_engine_serves(
     engine = build_engine(LocalEngineConfig(), config.model)
     await engine.start()
     await engine.load_adapter("v0001", path)
-    report = await probe_adapter(engine, manifest)
+    report = await probe_adapter(engine, manifest, engine.info.logprob_noise_nats)
     await engine.close()
     assert report.distance < 0.01 * report.distance_to_nearest
 

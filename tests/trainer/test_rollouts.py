@@ -7,7 +7,7 @@ import pytest
 
 from bond_core.engines.local import LocalEngine
 from bond_core.engines.local.loading import load_policy
-from bond_core.errors import ScoringError
+from bond_core.errors import ScorerUnavailableError, ScoringError
 from bond_core.types import Conversation, Generation, Message, SamplingParams
 from bond_trainer.draws import Scorers, UnusablePromptsError, draw_scored
 from bond_trainer.rollouts import Draw, RolloutGroup, collect, derived_seed, sample
@@ -172,6 +172,29 @@ async def test_one_prompt_that_cannot_be_scored_is_left_out(engine: LocalEngine)
     whole, _ = await collect(engine, LengthScorer(), PROMPTS, PARAMS, **counts)
     assert answers(groups) == answers([whole[0], whole[2]])
     assert cost.left_out == {"scoring_failed": 1}
+
+
+async def test_a_reward_server_that_is_away_blames_no_prompt(engine: LocalEngine) -> None:
+    class Away(LengthScorer):
+        """Answers once, then no more."""
+
+        async def score(
+            self, prompts: Sequence[Conversation], completions: Sequence[str]
+        ) -> list[float]:
+            if self.calls:
+                raise ScorerUnavailableError("cannot be reached")
+            await super().score(prompts, completions)
+            raise ScoringError("parcel 1 has no score")
+
+    counts = {"num_policy_samples": 1, "num_anchor_samples": 2, "seed": 5}
+    scorer = Away()
+    with pytest.raises(ScorerUnavailableError, match="cannot be reached"):
+        await collect(engine, scorer, PROMPTS, PARAMS, **counts)  # away in the second look
+    with pytest.raises(ScorerUnavailableError, match="cannot be reached"):
+        await collect(engine, scorer, PROMPTS, PARAMS, **counts)
+    with pytest.raises(ScorerUnavailableError, match="cannot be reached"):
+        await draw_scored(engine, "v0000", PROMPTS, PARAMS, 2, 0, Scorers(scorer))
+    assert scorer.calls == 1
 
 
 async def test_a_prompt_that_does_not_fit_is_left_out(engine: LocalEngine) -> None:

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bond_core.config import BondConfig, ClassifierScorerConfig, FunctionScorerConfig
+from bond_core.config import (
+    BondConfig,
+    ClassifierScorerConfig,
+    FunctionScorerConfig,
+    PoolingScorerConfig,
+)
 from bond_core.engines.base import Engine
 from bond_core.holdout import Split
 from bond_core.store import Store
@@ -100,8 +105,8 @@ def reference_sources(config: BondConfig) -> list[Path]:
     the folders or Python files of the scorers."""
     found = [config.model.folder]
     for scorer in (config.scorer, config.judge, config.gold):
-        if isinstance(scorer, ClassifierScorerConfig):
-            found.append(scorer.path)
+        if isinstance(scorer, ClassifierScorerConfig | PoolingScorerConfig):
+            found += [scorer.path] if scorer.path is not None else []
         elif isinstance(scorer, FunctionScorerConfig) and ".py:" in scorer.function:
             found.append(Path(scorer.function.rpartition(":")[0]))
     return found

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from bond_core.config import FixedBondConfig, JBondConfig, ObjectiveConfig
 from bond_core.engines.base import Engine
-from bond_core.errors import PromptTooLongError, ScoringError
+from bond_core.errors import PromptTooLongError, ScorerUnavailableError, ScoringError
 from bond_core.rewards.base import Scorer
 from bond_core.types import Completion, Conversation, Generation, SamplingParams
 
@@ -144,7 +144,8 @@ async def score_each(
 
     One batched call; only when that fails is each prompt scored by itself, so that one bad answer
     costs its own prompt and no other. Raises the `ScoringError` of the batch if no prompt at all
-    can be scored: then the scorer is at fault.
+    can be scored: then the scorer is at fault. `ScorerUnavailableError` is raised at once, since no
+    prompt is to blame for it.
     """
     if not prompts:
         return []
@@ -153,6 +154,8 @@ async def score_each(
         scores = iter(
             await score_generations(scorer, repeated, [g for own in generations for g in own])
         )
+    except ScorerUnavailableError:
+        raise
     except ScoringError as error:
         logger.warning("scoring each prompt by itself, since the batch failed: %s", error)
         found = [
@@ -170,6 +173,8 @@ async def _score_prompt(
 ) -> list[list[float]] | ScoringError:
     try:
         return await score_generations(scorer, [prompt] * len(generations), generations)
+    except ScorerUnavailableError:
+        raise
     except ScoringError as error:
         return error
 

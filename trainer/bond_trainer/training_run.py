@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bond_core.config import FixedBondConfig, GkdConfig
-from bond_core.errors import EngineUnavailableError, ScoringError
+from bond_core.errors import EngineUnavailableError, ScorerUnavailableError, ScoringError
 from bond_core.store import PolicyRecord
 from bond_core.types import REFERENCE_VERSION
 from bond_trainer.checkpoints import CheckpointError, Snapshot
@@ -257,8 +257,9 @@ class TrainingRun:
 
     async def _scoring_failed(self, error: ScoringError) -> None:
         """Leave the batch or evaluation out, for a scorer that fails now and then; give up if it
-        always does."""
-        self.scoring_failures += 1
+        always does. A reward server that is away is waited for: it may be restarting."""
+        if not isinstance(error, ScorerUnavailableError):
+            self.scoring_failures += 1
         self.left_out["scoring_failed"] += 1
         self._count()
         self.progress.error = str(error)

@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-from bond_cli.commands import ask, choose_n, compare, demo, evaluate, policies, serve, train, up
+from bond_cli.commands import (
+    ask,
+    choose_n,
+    compare,
+    demo,
+    evaluate,
+    policies,
+    serve,
+    train,
+    up,
+    vllm,
+)
 
 app = typer.Typer(
     name="bond",
@@ -38,6 +49,7 @@ def bond(
 app.command("up")(up.up)
 app.command("serve")(serve.serve)
 app.command("train")(train.train)
+app.command("vllm")(vllm.vllm)
 app.command("demo")(demo.demo)
 app.command("ask")(ask.ask)
 app.command("compare")(compare.compare)

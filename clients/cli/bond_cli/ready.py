@@ -1,18 +1,18 @@
-"""Waiting until a gateway answers."""
+"""Waiting until a server answers."""
 
 import asyncio
 
 _POLL_S = 0.2
 
 
-async def until_ready(url: str) -> None:
-    """Return once `/readyz` answers 200. Cancel it to give up."""
+async def until_ready(url: str, path: str = "/readyz") -> None:
+    """Return once `path`, by default the gateway's, answers 200. Cancel it to give up."""
     import httpx
 
     async with httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False) as http:
         while True:
             try:
-                if (await http.get("/readyz")).status_code == httpx.codes.OK:
+                if (await http.get(path)).status_code == httpx.codes.OK:
                     return
             except httpx.TransportError:
                 pass  # not listening yet

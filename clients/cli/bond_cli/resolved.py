@@ -57,7 +57,7 @@ def write_resolved(config: "BondConfig") -> Path:
     config.data_dir.mkdir(parents=True, exist_ok=True)
     path = config.data_dir / RESOLVED_NAME
     temporary = path.with_suffix(".tmp")
-    temporary.touch(mode=0o600)  # the store's URL may hold a password
+    temporary.touch(mode=0o600)  # the store's URL and the API keys are secrets
     temporary.write_text(json.dumps(values, indent=2) + "\n")
     temporary.replace(path)
     return path.resolve()

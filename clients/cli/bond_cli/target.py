@@ -2,8 +2,9 @@
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,17 +17,31 @@ from bond_cli.resolved import RESOLVED_NAME
 if TYPE_CHECKING:
     from bond_core.config import BondConfig
 
+
+class EngineName(StrEnum):
+    """Engines that a flag can choose."""
+
+    LOCAL = "local"
+    VLLM = "vllm"
+
+
 Model = Annotated[
     Path | None,
-    typer.Argument(help="Folder of the model, in Hugging Face format; none serves the demo world."),
+    typer.Argument(
+        help="Folder of the model, in Hugging Face format, or with --engine-url the servers' name "
+        "for it; none serves the demo world."
+    ),
 ]
 RewardModel = Annotated[
     str | None,
-    typer.Option(help="Folder of a reward model, or a function: path/to/file.py:function."),
+    typer.Option(
+        help="Folder of a reward model, the URL of one on a vLLM pooling server, or a function: "
+        "path/to/file.py:function."
+    ),
 ]
 Judge = Annotated[
     str | None,
-    typer.Option(help="A second reward model or function, which training never sees."),
+    typer.Option(help="A second one, given in the same ways, which training never sees."),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (YAML); flags go over it.")
@@ -40,12 +55,29 @@ Port = Annotated[
     typer.Option(help="Port to listen on; 0 takes a free one.", show_default=False),
 ]
 BestOf = Annotated[int | None, typer.Option(help="N of Best-of-N.", show_default=False)]
-EngineUrl = Annotated[str | None, typer.Option(help="URL of a vLLM server.", hidden=True)]
+Engine = Annotated[
+    EngineName | None,
+    typer.Option(
+        help="local: this process, on the CPU. vllm: servers, started if no --engine-url is given.",
+        show_default=False,
+    ),
+]
+EngineUrl = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="URL of a vLLM server that runs already; repeat it, or separate several by commas.",
+        show_default=False,
+    ),
+]
+VllmPython = Annotated[
+    Path | None,
+    typer.Option(help="Python that has vLLM, for servers to start.", show_default=False),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What the flags of `up`, `serve` and `train` said."""
+    """What the flags of `up`, `serve`, `train`, `demo` and `vllm` said."""
 
     model: Path | None = None
     reward_model: str | None = None
@@ -55,7 +87,14 @@ class Target:
     host: str | None = None
     port: int | None = None
     best_of: int | None = None
-    engine_url: str | None = None
+    engine: EngineName | None = None
+    engine_url: Sequence[str] | None = None
+
+    @property
+    def engine_urls(self) -> tuple[str, ...]:
+        """Every URL that was given, however it was separated."""
+        given = ",".join(self.engine_url or ()).split(",")
+        return tuple(url.strip() for url in given if url.strip())
 
     @property
     def is_demo(self) -> bool:
@@ -86,8 +125,10 @@ def config_of_data(config: Path | None, data_dir: Path | None) -> "BondConfig":
 
 def flags_of(target: Target) -> dict[str, Any]:
     """The flags that were given, nested as the configuration file is."""
+    served = _served_name(target)
     sections: dict[str, dict[str, Any]] = {
-        "model": {"path": target.model},
+        "model": {"path": target.model} if served is None else {"name": served},
+        "engine": _engine_flags(target, served),
         "arms": {"best_of": target.best_of},
         "server": {"host": target.host, "port": target.port},
     }
@@ -105,14 +146,23 @@ def flags_of(target: Target) -> dict[str, Any]:
     return flags
 
 
+def _served_name(target: Target) -> str | None:
+    """MODEL if it is no folder but a name under which the named servers know their model."""
+    if target.model is None or not target.engine_urls or target.model.expanduser().exists():
+        return None
+    return str(target.model)
+
+
+def _engine_flags(target: Target, served: str | None) -> dict[str, Any]:
+    if target.engine_urls:
+        return {"type": "vllm", "urls": target.engine_urls, "model_name": served}
+    return {"type": target.engine.value if target.engine is not None else None}
+
+
 def scorer_flag(value: str, flag: str) -> dict[str, Any]:
-    """The scorer section that a folder or a `file.py:function` stands for."""
+    """The scorer section that a folder, a URL or a `file.py:function` stands for."""
     if value.startswith(("http://", "https://")):
-        raise CommandError(
-            f"{flag} {value}: a reward model behind a URL is not available in this version; "
-            "give its folder, or a function as path/to/file.py:function",
-            CONFIG_EXIT,
-        )
+        return {"type": "pooling", "url": value}
     path = Path(value).expanduser()
     if path.suffix == ".py" and path.is_file():
         names = functions_in(path) or ["reward"]
@@ -154,16 +204,16 @@ def merge(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_what_is_not_there(target: Target) -> None:
-    if target.engine_url is not None:
+    if target.engine is EngineName.LOCAL and target.engine_urls:
         raise CommandError(
-            f"--engine-url {target.engine_url}: the vLLM engine is not available in this version; "
-            "leave the flag out to serve with the embedded engine",
+            "--engine local and --engine-url exclude each other: servers at URLs are vLLM's",
             CONFIG_EXIT,
         )
     if target.model is not None and target.reward_model is None and target.config is None:
         raise CommandError(
             f"no reward model for {target.model}: add --reward-model with a folder in Hugging "
-            "Face format, or with a function as path/to/file.py:function",
+            "Face format, the URL of a vLLM pooling server, or a function as "
+            "path/to/file.py:function",
             CONFIG_EXIT,
         )
     if target.is_demo and target.reward_model is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bond_core.adapters.manifest import Manifest, ProbeCase
-from bond_core.engines.base import Engine
+from bond_core.engines.base import TokenScorer
 from bond_core.errors import ProbeError
 
 NEARNESS = 0.25
@@ -31,19 +31,20 @@ class ProbeReport:
     """`parent` or `reference`."""
 
 
-async def probe_adapter(engine: Engine, manifest: Manifest) -> ProbeReport:
-    """Score the probe's tokens under the loaded version and judge the result.
+async def probe_adapter(scorer: TokenScorer, manifest: Manifest, noise_nats: float) -> ProbeReport:
+    """Score the probe's tokens under the version that was loaded there, and judge the result.
 
+    `scorer` is an engine or one of its servers, `noise_nats` the engine's numeric noise.
     Raises `ProbeError` if what is served is not this version, or if the version cannot be told
     from its parent or the reference above the engine's numeric noise.
     """
     served: list[float] = []
     for case in manifest.probe:
-        [logprobs] = await engine.token_logprobs(
+        [logprobs] = await scorer.token_logprobs(
             manifest.version, case.prompt_token_ids, [case.completion_token_ids]
         )
         served.append(sum(logprobs))
-    return judge_probe(manifest.version, manifest.probe, served, engine.info.logprob_noise_nats)
+    return judge_probe(manifest.version, manifest.probe, served, noise_nats)
 
 
 def judge_probe(

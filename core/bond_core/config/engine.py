@@ -63,6 +63,8 @@ class FakeEngineConfig(Section):
     """Time that one completion takes."""
     capacity: int = Field(default=256, ge=1)
     """Completions in progress at once; more wait."""
+    adapters: bool = True
+    """Whether it takes adapters; without, it stands for a server that was started without LoRA."""
 
 
 class VllmEngineConfig(Section):

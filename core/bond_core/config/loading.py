@@ -27,7 +27,8 @@ ENV_NESTING = "__"
 _HOW_TO_SET = {
     "model": ": name a model folder, as in `model: {path: ./my-model}`",
     "scorer": ": name a reward model, as in `scorer: {type: classifier, path: ./my-reward-model}`, "
-    "or a function, as in `scorer: {type: function, function: rewards.py:score}`",
+    "or a function, as in `scorer: {type: function, function: rewards.py:score}`, or a vLLM "
+    "server, as in `scorer: {type: pooling, url: http://localhost:8000}`",
 }
 
 

@@ -37,7 +37,11 @@ class FunctionScorerConfig(Section):
 
 
 class SelfTestConfig(Section):
-    """One question with a good and a bad answer, which a scorer has to tell apart at start."""
+    """One question with a good and a bad answer, which a scorer has to tell apart at start.
+
+    With `self_test: null` the two below are still scored, to see that the scores are raw, but may
+    come in any order.
+    """
 
     prompt: str = "My parcel has not arrived. Can you help me?"
     """What the user says."""
@@ -56,9 +60,9 @@ class PoolingScorerConfig(Section):
     type: Literal["pooling"] = "pooling"
     """Names this scorer."""
     url: str
-    """Base URL of the server, started with `--runner pooling`."""
+    """Base URL of the server, started with `--runner pooling`; a `/v1` at its end is taken off."""
     api_key: str | None = Field(default=None, repr=False)
-    """What the server was started with as `--api-key`."""
+    """What the server was started with as `--api-key`; better given as `BOND_SCORER__API_KEY`."""
     model_name: str = ""
     """The name that the server gives the reward model, if it serves several."""
     path: Path | None = None
@@ -67,9 +71,9 @@ class PoolingScorerConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     """Conversations in one request, or requests at once where the server renders."""
     timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    """Longest time that one request may take."""
+    """Longest time that one request may take; a longer one is a scoring error."""
     self_test: SelfTestConfig | None = SelfTestConfig()
-    """Tried at start; `null` leaves it out."""
+    """Tried at start; `null` lets the two answers' scores come in any order."""
 
     @field_validator("url")
     @classmethod

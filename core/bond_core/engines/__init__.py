@@ -7,10 +7,10 @@ so that a process without torch can still use the others.
 from pathlib import Path
 
 from bond_core.config import EngineConfig, LocalEngineConfig, ModelConfig, VllmEngineConfig
-from bond_core.engines.base import Engine, EngineInfo
+from bond_core.engines.base import Check, Engine, EngineInfo, TokenScorer
 from bond_core.errors import ModelLoadError
 
-__all__ = ["Engine", "EngineInfo", "build_engine"]
+__all__ = ["Check", "Engine", "EngineInfo", "TokenScorer", "build_engine"]
 
 
 def build_engine(

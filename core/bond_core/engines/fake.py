@@ -57,6 +57,7 @@ class FakeEngine:
     def __init__(self, config: FakeEngineConfig, model: ModelConfig) -> None:
         self._delay_s = config.delay_s
         self._name = model.served_name
+        self._adapters = config.adapters
         self._capacity = asyncio.Semaphore(config.capacity)
         self._closed = asyncio.Event()
         self._started = False
@@ -75,7 +76,8 @@ class FakeEngine:
             base_model=self._name,
             tokenizer_sha256=hashlib.sha256(b"bondserve fake tokenizer").hexdigest(),
             max_context_tokens=MAX_CONTEXT_TOKENS,
-            adapters=True,
+            adapters=self._adapters,
+            no_adapters_because="" if self._adapters else "set engine.adapters to true",
             logprob_noise_nats=1e-9,
             base_revision=hashlib.sha256(b"bondserve fake model").hexdigest(),
         )

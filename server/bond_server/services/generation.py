@@ -14,6 +14,7 @@ from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation
 from bond_server.metrics import Metrics
 from bond_server.services.after_answer import AfterAnswer
+from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
 from bond_server.services.background import Background
 from bond_server.services.best_of_n import Selection, select, unranked
@@ -64,7 +65,10 @@ class GenerationService:
 
     def plan(self, ask: Ask) -> Plan:
         """How a request would be answered now. Raises `InvalidRequestError`."""
-        return make_plan(ask, self._arms, self._policies.active)
+        plan = make_plan(ask, self._arms, self._policies.active)
+        if plan.arm is Arm.DISTILLED:
+            refuse_distilled(self._engine.info)
+        return plan
 
     async def answer(self, ask: Ask, *, follow_up: bool = True) -> Answer:
         """Answer one request; its row is committed when this returns.

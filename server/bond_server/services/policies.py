@@ -11,8 +11,14 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from bond_core.adapters import adapter_path, check_base, probe_adapter, verify_adapter
-from bond_core.engines import Engine
+from bond_core.adapters import (
+    Manifest,
+    adapter_path,
+    check_base,
+    probe_adapter,
+    verify_adapter,
+)
+from bond_core.engines import Check, Engine, TokenScorer
 from bond_core.errors import (
     AdapterError,
     ConfigError,
@@ -134,7 +140,7 @@ class PolicyRegistry:
                 return
             if not self._engine.info.adapters:
                 raise EngineUnavailableError(
-                    f"{version} cannot be loaded: the engine was started without adapters"
+                    f"{version} cannot be loaded: {self._engine.info.no_adapters_because}"
                 )
             path = adapter_path(self._adapters_dir, version)
             manifest = await asyncio.to_thread(verify_adapter, path)
@@ -145,18 +151,21 @@ class PolicyRegistry:
                 )
             check_base(manifest, self._engine.info.base_revision)
             await self._make_room()
-            await self._engine.load_adapter(version, path)
-            try:
-                report = await probe_adapter(self._engine, manifest)
-            except BaseException:
-                await self._engine.drop_adapter(version)
-                raise
+            await self._engine.load_adapter(version, path, self._probe(manifest))
             self._resident.add(version)
             self._show()
+
+    def _probe(self, manifest: Manifest) -> Check:
+        noise_nats = self._engine.info.logprob_noise_nats
+
+        async def probe(where: TokenScorer) -> None:
+            report = await probe_adapter(where, manifest, noise_nats)
             logger.info(
                 "loaded %s: %.3g nats from its manifest, %.3g from its %s",
-                version, report.distance, report.distance_to_nearest, report.nearest,
+                report.version, report.distance, report.distance_to_nearest, report.nearest,
             )  # fmt: skip
+
+        return probe
 
     def switch(self, version: str) -> None:
         """Let `distilled` mean a loaded version from now on."""

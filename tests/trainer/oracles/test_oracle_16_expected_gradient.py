@@ -164,8 +164,8 @@ EXACT_MUTATIONS = {
     "control variate of another weight": (ranks, "weights_BK - 1 /", "weights_BK - 2 /"),
     "KL to the anchor forgotten": (
         anchored,
-        "return regulariser - (advantage_BP",
-        "return -(advantage_BP",
+        "return regulariser - reward_term",
+        "return -reward_term",
     ),
 }
 

@@ -5,13 +5,14 @@ from typing import Annotated
 import typer
 
 from bond_cli.extras import needs
-from bond_cli.failure import explains_failures
+from bond_cli.failure import CONFIG_EXIT, CommandError, explains_failures
 from bond_cli.lifeline import end_with_supervisor
 from bond_cli.logs import log_to_stderr
 from bond_cli.target import (
     BestOf,
     ConfigFile,
     DataDir,
+    Engine,
     EngineUrl,
     Host,
     Judge,
@@ -21,6 +22,7 @@ from bond_cli.target import (
     Target,
     read_target,
 )
+from bond_cli.vllm.plan import needs_servers
 
 
 @explains_failures
@@ -33,6 +35,7 @@ def serve(
     host: Host = None,
     port: Port = None,
     best_of: BestOf = None,
+    engine: Engine = None,
     engine_url: EngineUrl = None,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
@@ -41,10 +44,16 @@ def serve(
         end_with_supervisor()
     target = Target(
         model=model, reward_model=reward_model, judge=judge, config=config, data_dir=data_dir,
-        host=host, port=port, best_of=best_of, engine_url=engine_url,
+        host=host, port=port, best_of=best_of, engine=engine, engine_url=engine_url,
     )  # fmt: skip
     resolved = read_target(target)
     log_to_stderr()
+    if needs_servers(resolved):
+        raise CommandError(
+            "`bond serve` starts no vLLM servers: point --engine-url at some that run (`bond vllm "
+            "--run` starts them), or use `bond up`, which does both",
+            CONFIG_EXIT,
+        )
     with needs("server,local", "serve"):
         from bond_server import serve as run_gateway
     run_gateway(resolved)

@@ -1,22 +1,22 @@
 """`bond up`: gateway and trainer together, supervised."""
 
 import asyncio
-import contextlib
-import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bond_cli.child import own_command
 from bond_cli.claim import claimed
 from bond_cli.failure import CommandError, explains_failures
-from bond_cli.resolved import child_environ, with_chosen_port, write_resolved
-from bond_cli.supervisor import STOP_MARGIN_S, Ended, Supervisor
+from bond_cli.foreground import print_line, stop_on_signals
+from bond_cli.kept import Ended
+from bond_cli.resolved import with_chosen_port
+from bond_cli.service import Deployment, Service, deployment, refuse_untrainable
 from bond_cli.target import (
     BestOf,
     ConfigFile,
     DataDir,
+    Engine,
     EngineUrl,
     Host,
     Judge,
@@ -24,6 +24,7 @@ from bond_cli.target import (
     Port,
     RewardModel,
     Target,
+    VllmPython,
     read_target,
 )
 
@@ -41,7 +42,9 @@ def up(
     host: Host = None,
     port: Port = None,
     best_of: BestOf = None,
+    engine: Engine = None,
     engine_url: EngineUrl = None,
+    vllm_python: VllmPython = None,
     no_train: Annotated[bool, typer.Option("--no-train", help="Start the gateway alone.")] = False,
 ) -> None:
     """Start gateway and trainer together; without a model, on the demo world.
@@ -50,41 +53,48 @@ def up(
     """
     target = Target(
         model=model, reward_model=reward_model, judge=judge, config=config, data_dir=data_dir,
-        host=host, port=port, best_of=best_of, engine_url=engine_url,
+        host=host, port=port, best_of=best_of, engine=engine, engine_url=engine_url,
     )  # fmt: skip
-    resolved = with_chosen_port(read_target(target))
+    resolved = read_target(target)
+    if not no_train:
+        refuse_untrainable(resolved)
+    deployed = deployment(with_chosen_port(resolved), vllm_python)
     with claimed(resolved.data_dir):
-        ended = asyncio.run(_run(resolved, seed=target.is_demo, train=not no_train))
+        ended = asyncio.run(_run(deployed, seed=target.is_demo, train=not no_train))
     if ended is not None:
         raise CommandError(ended.reason, ended.exit_code)
 
 
-async def _run(config: "BondConfig", *, seed: bool, train: bool) -> Ended | None:
+async def _run(deployed: Deployment, *, seed: bool, train: bool) -> Ended | None:
+    config = deployed.config
     if seed:
         await _seed(config)
-    path = str(write_resolved(config))
-    supervisor = Supervisor(
-        own_command("serve", "--config", path, "--supervised"),
-        own_command("train", "--config", path, "--supervised") if train else None,
-        _print_line,
-        environ=child_environ(),
-        grace_s=config.server.shutdown_grace_s + STOP_MARGIN_S,
-    )
-    what = "gateway and trainer" if train else "the gateway alone"
-    _print_line("bond", f"starting {what}; data in {config.data_dir.resolve()}")
-    stopping = _stop_on_signals()
-    await supervisor.start()
-    announcing = asyncio.create_task(_announce(config))
-    ending = asyncio.create_task(supervisor.wait())
+    service = Service(deployed, print_line, train=train)
+    what = ["vLLM servers, then"] if deployed.servers else []
+    what.append("gateway and trainer" if train else "the gateway alone")
+    print_line("bond", f"starting {' '.join(what)}; data in {config.data_dir.resolve()}")
+    stopping = stop_on_signals()
     waiting = asyncio.create_task(stopping.wait())
-    await asyncio.wait({ending, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    ended = ending.result() if ending.done() else None
-    for task in (announcing, waiting, ending):
-        task.cancel()
-    if ended is None:
-        _print_line("bond", "stopping")
-    await supervisor.stop()
-    return ended
+    running = asyncio.create_task(_serve(config, service))
+    try:
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            return running.result()
+        print_line("bond", "stopping")
+        return None
+    finally:
+        waiting.cancel()
+        running.cancel()
+        await service.stop()
+
+
+async def _serve(config: "BondConfig", service: Service) -> Ended:
+    await service.start()
+    announcing = asyncio.create_task(_announce(config))
+    try:
+        return await service.wait()
+    finally:
+        announcing.cancel()
 
 
 async def _seed(config: "BondConfig") -> None:
@@ -92,15 +102,7 @@ async def _seed(config: "BondConfig") -> None:
 
     num_rows = await seed_log(config)
     if num_rows:
-        _print_line("bond", f"wrote {num_rows} rows of logged Best-of-N answers into the log")
-
-
-def _stop_on_signals() -> asyncio.Event:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    return stopping
+        print_line("bond", f"wrote {num_rows} rows of logged Best-of-N answers into the log")
 
 
 async def _announce(config: "BondConfig") -> None:
@@ -125,9 +127,3 @@ async def _announce(config: "BondConfig") -> None:
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
-
-
-def _print_line(name: str, line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the terminal went away; the service goes on
-        sys.stdout.write(f"{name:>7} | {line}\n")
-        sys.stdout.flush()

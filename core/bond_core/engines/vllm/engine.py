@@ -17,13 +17,15 @@ from bond_core.engines.vllm.connection import NOT_FOUND, Connection, RefusedErro
 from bond_core.engines.vllm.fleet import Fleet, affinity_of
 from bond_core.engines.vllm.inspection import inspect
 from bond_core.engines.vllm.opening import (
+    NO_FOLDER,
+    folder_identity,
     measured_noise,
     open_reference,
     open_replicas,
     say_what_is_less,
-    shared_tokenizer_sha256,
     vocab_size_of,
 )
+from bond_core.engines.vllm.prompts import prompt_tokens, refuse_empty
 from bond_core.engines.vllm.replica import Replica
 from bond_core.engines.vllm.scoring import SCORED_AT_ONCE, ScoringAt, scorable
 from bond_core.engines.vllm.zero_adapter import write_zero_adapter
@@ -35,7 +37,6 @@ from bond_core.errors import (
     InvalidRequestError,
     UnknownVersionError,
 )
-from bond_core.fingerprints import model_digest
 from bond_core.types import (
     REFERENCE_VERSION,
     Conversation,
@@ -54,10 +55,6 @@ BACKGROUND_PRIORITY = 10
 """Of everything that a trainer asks for."""
 TRAINING_SUFFIX = "-training"
 """Of the names that a trainer gives adapters: what it drops stays loaded for the gateways."""
-NO_FOLDER = (
-    "model.path names no folder, and adapters are trained and checked with the model's own files: "
-    "name the folder that vLLM serves"
-)
 UNKNOWN_VOCABULARY = 1 << 62
 """Its size where there is no folder: vLLM itself then refuses tokens outside."""
 
@@ -262,7 +259,7 @@ class VllmEngine:
             await fleet.close()
 
     async def _open(self, fleet: Fleet, fan_out: AdapterFanOut) -> None:
-        config, model = self._config, self._model
+        model, config = self._model, self._config
         abilities = await open_replicas(fleet, config)
         self._base_name = abilities[0].model.name
         self._priorities = all(ability.priorities for ability in abilities)
@@ -287,16 +284,11 @@ class VllmEngine:
             self._vocab_size = vocab_size_of(model.folder) or self._vocab_size
         self._info = EngineInfo(
             base_model=model.served_name or self._base_name,
-            tokenizer_sha256=await shared_tokenizer_sha256(model.folder, self._prompt_tokens)
-            if model.path is not None
-            else "",
             max_context_tokens=min(ability.model.max_model_len for ability in abilities),
             adapters=not because,
             logprob_noise_nats=await measured_noise(fleet, self._name_of(REFERENCE_VERSION)),
-            base_revision=await asyncio.to_thread(model_digest, model.folder)
-            if model.path is not None
-            else "",
             no_adapters_because=because,
+            **await folder_identity(model, self._prompt_tokens),
         )
 
     async def _restore(self, replica: Replica) -> None:
@@ -353,10 +345,7 @@ class VllmEngine:
     ) -> None:
         self._check_version(version)
         check_sampling(params, n, self._vocab_size)
-        if not prompt:
-            raise InvalidRequestError(
-                "messages is empty: send at least one message", param="messages"
-            )
+        refuse_empty(prompt)
 
     def _check_version(self, version: str) -> None:
         self._running()
@@ -381,26 +370,7 @@ class VllmEngine:
         return refusal
 
     async def _prompt_tokens(self, prompt: Conversation) -> list[int]:
-        if not prompt:
-            raise InvalidRequestError(
-                "messages is empty: send at least one message", param="messages"
-            )
-        body = {
-            "model": self._base_name,
-            "messages": [message.as_dict() for message in prompt],
-            "add_generation_prompt": True,
-        }
-
-        async def tokenize(replica: Replica) -> list[int]:
-            answer = await replica.connection.post("/tokenize", body)
-            return [int(token) for token in answer["tokens"]]
-
-        try:
-            return await self._running().call(affinity_of(prompt), 0, tokenize)
-        except RefusedError as error:
-            raise InvalidRequestError(
-                f"the model's chat template refuses these messages: {error}", param="messages"
-            ) from error
+        return await prompt_tokens(self._running(), self._base_name, prompt)
 
     def _adapter(self, version: str, path: Path, check: Check | None) -> Adapter:
         suffix = TRAINING_SUFFIX if self._background else ""

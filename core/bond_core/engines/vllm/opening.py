@@ -4,9 +4,11 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
-from bond_core.config import VllmEngineConfig
+from bond_core.config import ModelConfig, VllmEngineConfig
 from bond_core.engines.vllm import wire
 from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut
 from bond_core.engines.vllm.connection import RefusedError
@@ -14,10 +16,15 @@ from bond_core.engines.vllm.fleet import Fleet
 from bond_core.engines.vllm.inspection import TRIAL, Abilities, inspect, why_no_adapters
 from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import AdapterError, BondError, EngineUnavailableError, ModelLoadError
+from bond_core.fingerprints import model_digest
 from bond_core.types import Conversation, Generation, Message, SamplingParams
 
 logger = logging.getLogger(__name__)
 
+NO_FOLDER = (
+    "model.path names no folder, and adapters are trained and checked with the model's own files: "
+    "name the folder that vLLM serves"
+)
 NOISE_SAMPLES = 8
 LEAST_NOISE_NATS = 1e-6
 _CONVERSATIONS: tuple[Conversation, ...] = (
@@ -74,15 +81,20 @@ async def open_reference(
     max_adapters: int,
     zero_adapter: Callable[[], Adapter],
 ) -> Adapter | str:
-    """Load the adapter of zeros on every server, which shows that they can load any; or why not.
+    """Load the adapter of zeros on every server; or why no adapters can be.
 
-    Raises `ModelLoadError` naming the server that does not see the directory.
+    It is loaded under a name of its own first: one that is there already, of an earlier start,
+    would not show whether the server sees the directory now. Raises `ModelLoadError` naming the
+    server that does not.
     """
     for ability in abilities:
         if because := why_no_adapters(ability, max_adapters):
             return because
     zero = await asyncio.to_thread(zero_adapter)
+    trial = replace(zero, name=f"{zero.name}-trial-{uuid4().hex[:12]}")
     try:
+        await fan_out.load(trial)
+        await fan_out.unload(trial)
         await fan_out.load(zero)
     except AdapterError as error:
         if "does not see" in error.message:
@@ -94,7 +106,19 @@ async def open_reference(
     return zero
 
 
-async def shared_tokenizer_sha256(
+async def folder_identity(
+    model: ModelConfig, prompt_tokens: Callable[[Conversation], Awaitable[list[int]]]
+) -> dict[str, str]:
+    """Digests of the folder's weights and tokenizer for `EngineInfo`; empty without a folder."""
+    if model.path is None:
+        return {"tokenizer_sha256": "", "base_revision": ""}
+    return {
+        "tokenizer_sha256": await _shared_tokenizer_sha256(model.folder, prompt_tokens),
+        "base_revision": await asyncio.to_thread(model_digest, model.folder),
+    }
+
+
+async def _shared_tokenizer_sha256(
     model: Path, prompt_tokens: Callable[[Conversation], Awaitable[list[int]]]
 ) -> str:
     """The digest of the folder's tokenizer and chat template, once the servers are seen to render

@@ -21,19 +21,19 @@ _PREFERRED = ("q_proj", "qkv_proj", "query_key_value", "o_proj", "gate_proj", "u
 def write_zero_adapter(model: Path, path: Path) -> Path:
     """Write a LoRA of rank 1 whose delta is zero, unless it is there.
 
-    It is made for one linear layer of the model in the folder `model`, whose shape is read from
-    the weights. Raises `ModelLoadError` if none can be found there.
+    It is made for one linear layer in each block of the model in the folder `model`, whose shapes
+    are read from the weights. Raises `ModelLoadError` if none can be found there.
     """
     if (path / "adapter_config.json").is_file():
         return path
-    module, out_features, in_features = _linear(model)
+    shapes = _linear_layers(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
-    prefix = f"base_model.model.{module}"
-    tensors = {
-        f"{prefix}.lora_A.weight": np.zeros((1, in_features), dtype=np.float32),
-        f"{prefix}.lora_B.weight": np.zeros((out_features, 1), dtype=np.float32),
-    }
+    tensors: dict[str, np.ndarray] = {}
+    for module, (out_features, in_features) in shapes.items():
+        prefix = f"base_model.model.{module}"
+        tensors[f"{prefix}.lora_A.weight"] = np.zeros((1, in_features), dtype=np.float32)
+        tensors[f"{prefix}.lora_B.weight"] = np.zeros((out_features, 1), dtype=np.float32)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -42,7 +42,7 @@ def write_zero_adapter(model: Path, path: Path) -> Path:
         "lora_alpha": 1,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": [module.rpartition(".")[2]],
+        "target_modules": sorted({module.rpartition(".")[2] for module in shapes}),
         "inference_mode": True,
     }
     try:
@@ -57,8 +57,8 @@ def write_zero_adapter(model: Path, path: Path) -> Path:
     return path
 
 
-def _linear(model: Path) -> tuple[str, int, int]:
-    """Name and shape (out, in) of a linear layer, from the headers of the weight files."""
+def _linear_layers(model: Path) -> dict[str, tuple[int, int]]:
+    """Shapes (out, in) of the linear layers of one kind, from the headers of the weight files."""
     shapes: dict[str, list[int]] = {}
     for file in sorted(model.glob("*.safetensors")):
         with cast(Any, safe_open(file, framework="np")) as weights:
@@ -66,9 +66,13 @@ def _linear(model: Path) -> tuple[str, int, int]:
                 if key.endswith(".weight"):
                     shapes[key.removesuffix(".weight")] = weights.get_slice(key).get_shape()
     for wanted in _PREFERRED:
-        for name, shape in shapes.items():
-            if name.rpartition(".")[2] == wanted and len(shape) == 2:
-                return name, shape[0], shape[1]
+        found = {
+            name: (shape[0], shape[1])
+            for name, shape in shapes.items()
+            if name.rpartition(".")[2] == wanted and len(shape) == 2
+        }
+        if found:
+            return found
     raise ModelLoadError(
         f"no linear layer of a known name was found in the weights of {model}, so the reference "
         "cannot be served as an adapter: set engine.reference_as to base (not on a CPU, where vLLM "

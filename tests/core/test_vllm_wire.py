@@ -1,0 +1,234 @@
+"""What is sent to vLLM, and what is made of every answer that it may give."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from bond_core.engines.vllm import wire
+from bond_core.engines.vllm.releases import release_of, why_unsafe
+from bond_core.errors import EngineUnavailableError
+from bond_core.types import Message, SamplingParams
+
+PROMPT = [Message("system", "Be kind."), Message("user", "Hi")]
+PARAMS = SamplingParams(max_tokens=9, temperature=0.8, top_p=0.9, top_k=7, stop=("x",))
+
+GENERATION_SETTINGS = {
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "logit_bias", "stop", "stop_token_ids",
+    "ignore_eos", "min_tokens", "skip_special_tokens", "spaces_between_special_tokens",
+    "include_stop_str_in_output", "add_generation_prompt", "n",
+}  # fmt: skip
+"""Everything that decides an answer, and that a folder's generation_config.json could decide."""
+
+
+def choice(index: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "index": index,
+        "message": {"content": "ab"},
+        "token_ids": [5, 6],
+        "logprobs": {"content": [{"logprob": -0.5}, {"logprob": -1.5}]},
+        "finish_reason": "stop",
+        **changes,
+    }
+
+
+def test_every_setting_is_sent_even_at_its_default() -> None:
+    body = wire.chat_body("m", PROMPT, SamplingParams(), 3, priority=0)
+    assert set(body) >= GENERATION_SETTINGS
+    assert "seed" not in body
+    assert "priority" not in body
+    assert body["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+    ]
+    assert (body["n"], body["temperature"], body["repetition_penalty"], body["min_p"]) == (
+        3, 1.0, 1.0, 0.0,
+    )  # fmt: skip
+    assert body["top_k"] == -1
+
+
+def test_every_parameter_reaches_the_body() -> None:
+    params = SamplingParams(
+        max_tokens=5, temperature=0.5, top_p=0.4, top_k=3, presence_penalty=0.1,
+        frequency_penalty=0.2, logit_bias={7: -1.5}, stop=("a", "b"), seed=11,
+    )  # fmt: skip
+    body = wire.chat_body("m", PROMPT, params, 2, priority=4)
+    expected = {
+        "max_tokens": 5, "temperature": 0.5, "top_p": 0.4, "top_k": 3, "presence_penalty": 0.1,
+        "frequency_penalty": 0.2, "logit_bias": {"7": -1.5}, "stop": ["a", "b"], "priority": 4,
+    }  # fmt: skip
+    assert {key: body[key] for key in expected} == expected
+    assert body["seed"] == wire.stream_seed(11)
+
+
+def test_neighbouring_seeds_share_no_candidates() -> None:
+    """vLLM draws candidate i from the stream of seed + i."""
+    streams = [wire.stream_seed(seed) + i for seed in range(200) for i in range(64)]
+    assert len(set(streams)) == len(streams)
+    assert all(0 <= stream < 2**63 for stream in streams)
+
+
+def test_greedy_is_asked_for_once_and_its_law_is_a_point() -> None:
+    greedy = SamplingParams(temperature=0.0)
+    assert wire.chat_body("m", PROMPT, greedy, 4, priority=0)["n"] == 1
+    answer = {"choices": [choice()], "prompt_token_ids": [1]}
+    found = wire.generation(answer, greedy, 4).completions
+    assert [c.logprobs for c in found] == [(0.0, 0.0)] * 4
+
+
+def test_completions_come_in_the_order_of_their_index() -> None:
+    answer = {
+        "choices": [choice(1, token_ids=[8, 9]), choice(0, finish_reason="length")],
+        "prompt_token_ids": [1, 2],
+    }
+    found = wire.generation(answer, PARAMS, 2)
+    assert found.prompt_token_ids == (1, 2)
+    assert [c.token_ids for c in found.completions] == [(5, 6), (8, 9)]
+    assert [c.finish_reason for c in found.completions] == ["length", "stop"]
+    assert found.completions[0].logprob == -2.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "a page of HTML",
+        {},
+        {"choices": [choice()]},
+        {"choices": [choice(token_ids=None)], "prompt_token_ids": [1]},
+        {"choices": [choice(token_ids=[5])], "prompt_token_ids": [1]},
+        {"choices": [choice(token_ids=[], logprobs={"content": []})], "prompt_token_ids": [1]},
+        {"choices": [choice(logprobs=None)], "prompt_token_ids": [1]},
+        {"choices": [choice(finish_reason="abort")], "prompt_token_ids": [1]},
+        {
+            "choices": [choice(logprobs={"content": [{"logprob": math.nan}, {"logprob": -1}]})],
+            "prompt_token_ids": [1],
+        },
+        {"choices": [choice(), choice(1)], "prompt_token_ids": [1]},
+        {"choices": [], "prompt_token_ids": [1]},
+    ],
+)
+def test_an_answer_that_is_not_what_was_asked_for_is_an_error(answer: Any) -> None:
+    with pytest.raises(EngineUnavailableError, match="vLLM"):
+        wire.generation(answer, PARAMS, 1)
+
+
+def chunk(**changes: Any) -> str:
+    one = {
+        "index": 0,
+        "delta": {"content": "a"},
+        "token_ids": [5],
+        "logprobs": {"content": [{"logprob": -0.5}]},
+        "finish_reason": None,
+        **changes,
+    }
+    return json.dumps({"choices": [one], "prompt_token_ids": None})
+
+
+def test_a_stream_is_put_together() -> None:
+    answer = wire.StreamedAnswer(PARAMS)
+    first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+    assert answer.push(json.dumps(first | {"prompt_token_ids": [3, 4]})) == ""
+    assert answer.push(chunk()) == "a"
+    assert not answer.finished
+    assert answer.push(chunk(delta={"content": "b"}, finish_reason="stop", token_ids=[6])) == "b"
+    assert answer.finished
+    completion = answer.completion()
+    assert (completion.text, completion.token_ids, completion.logprob) == ("ab", (5, 6), -1.0)
+    assert answer.prompt_token_ids == (3, 4)
+
+
+def test_a_stream_that_breaks_off_has_no_completion() -> None:
+    answer = wire.StreamedAnswer(PARAMS)
+    answer.push(chunk())
+    with pytest.raises(EngineUnavailableError, match="broke off"):
+        answer.completion()
+
+
+@pytest.mark.parametrize(
+    "data", ["nonsense", "[]", "{}", chunk(delta=None), chunk(token_ids=["x"])]
+)
+def test_a_chunk_that_is_none_is_an_error(data: str) -> None:
+    with pytest.raises(EngineUnavailableError, match="cannot be read"):
+        wire.StreamedAnswer(PARAMS).push(data)
+
+
+def test_an_error_inside_a_stream_is_told() -> None:
+    with pytest.raises(EngineUnavailableError, match="out of memory"):
+        wire.StreamedAnswer(PARAMS).push('{"error": {"message": "out of memory"}}')
+
+
+def entry(token: int, logprobs: dict[int, float]) -> dict[str, Any]:
+    assert token in logprobs
+    return {str(key): {"logprob": value} for key, value in logprobs.items()}
+
+
+def test_given_tokens_at_temperature_1_are_read_as_they_are() -> None:
+    answer = {
+        "choices": [
+            {"index": 1, "prompt_logprobs": [None, entry(8, {8: -2.0}), entry(9, {9: -3.0})]},
+            {"index": 0, "prompt_logprobs": [None, entry(6, {6: -1.0})]},
+        ]
+    }
+    found = wire.token_logprobs(answer, [[5, 6], [5, 8, 9]], 1, 1.0)
+    assert found == [(-1.0,), (-2.0, -3.0)]
+
+
+def test_another_temperature_renormalises_the_whole_vocabulary() -> None:
+    logits = [0.3, -1.0, 2.0]
+    at_1 = [x - math.log(sum(map(math.exp, logits))) for x in logits]
+    halved = [x / 0.5 for x in logits]
+    expected = halved[2] - math.log(sum(map(math.exp, halved)))
+    answer = {
+        "choices": [
+            {"index": 0, "prompt_logprobs": [None, entry(2, dict(enumerate(at_1)))]},
+        ]
+    }
+    [[found]] = wire.token_logprobs(answer, [[1, 2]], 1, 0.5)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert wire.scoring_body("m", [[1, 2]], 0.5, priority=0)["prompt_logprobs"] == -1
+    assert wire.scoring_body("m", [[1, 2]], 1.0, priority=0)["prompt_logprobs"] == 0
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [None, [None], [None, None], [None, {"7": {"logprob": -1}}], [None, {"6": {"logprob": "-"}}]],
+)
+def test_scores_that_are_missing_are_an_error(entries: Any) -> None:
+    with pytest.raises(EngineUnavailableError, match="cannot be read"):
+        wire.token_logprobs({"choices": [{"index": 0, "prompt_logprobs": entries}]}, [[5, 6]], 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"error": {"message": "no", "param": "seed"}}, "no"),
+        ({"error": "Unauthorized"}, "Unauthorized"),
+        ({"detail": "Not Found"}, "Not Found"),
+        ({"object": "error", "message": "old form"}, "old form"),
+        ("plain text", ""),
+        (None, ""),
+    ],
+)
+def test_error_bodies_of_every_form_are_read(body: Any, message: str) -> None:
+    assert wire.error_message(body) == message
+    assert wire.error_param(body) == ("seed" if message == "no" else None)
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [
+        ("0.32.0", True), ("0.32.1.dev3+g1234", True), ("1.0", True), ("0.31.9", False),
+        ("0.24.0", False), ("0.9.2", False), ("dev", True), ("0.0.0.dev0", True), ("", True),
+    ],
+)  # fmt: skip
+def test_older_releases_are_told_why_they_may_not_swap(version: str, safe: bool) -> None:
+    assert (why_unsafe(version) == "") is safe
+    if not safe:
+        assert version in why_unsafe(version)
+        assert "47724" in why_unsafe(version)
+
+
+def test_releases_compare_as_numbers() -> None:
+    assert release_of("0.9.2") < release_of("0.24.0") < release_of("0.32.0.post1")

@@ -1,0 +1,56 @@
+"""An engine that takes no adapters: Best-of-N and the reference answer, distilled says why not."""
+
+import pytest
+from running_gateway import MakeConfig, Run
+
+from bond_core.config import ArmsConfig, SplitConfig
+from bond_core.engines import EngineInfo
+from bond_server.services.arms import servable_arms
+
+WITHOUT = {"type": "fake", "adapters": False}
+
+
+async def test_distilled_is_refused_by_what_to_add(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config(engine=WITHOUT)) as running:
+        for path, model in (
+            ("/v1/distilled", None),
+            ("/v1/chat/completions", "tiny:1b:distilled"),
+            ("/v1/chat/completions", "tiny:1b:distilled@v0000"),
+        ):
+            body = {} if model is None else {"model": model}
+            response = await running.post(path, **body)
+            assert response.status_code == 400, response.text
+            error = response.json()["error"]
+            assert error["param"] == "model"
+            assert error["code"] == "adapters_unavailable"
+            assert "set engine.adapters to true" in error["message"]
+
+
+async def test_the_other_arms_get_its_share(run: Run, make_config: MakeConfig) -> None:
+    config = make_config(
+        engine=WITHOUT, arms={"split": {"reference": 1, "bon": 1, "distilled": 2}, "best_of": 2}
+    )
+    async with run(config) as running:
+        arms: list[str] = []
+        for number in range(40):
+            response = await running.post("/v1/chat/completions", model="tiny:1b", user=f"{number}")
+            assert response.status_code == 200, response.text
+            arms.append(response.json()["bond"]["arm"])
+        assert set(arms) == {"reference", "bon"}
+
+
+@pytest.mark.parametrize(
+    ("split", "left"),
+    [
+        (SplitConfig(reference=0.1, bon=0.4, distilled=0.5), (0.1, 0.4, 0.0)),
+        (SplitConfig(reference=0, bon=0, distilled=1), (0.0, 1.0, 0.0)),
+        (SplitConfig(reference=1, bon=0, distilled=0), (1.0, 0.0, 0.0)),
+    ],
+)
+def test_the_split_that_is_left(
+    split: SplitConfig, left: tuple[float, float, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    info = EngineInfo("m", "", 100, False, 1e-6, no_adapters_because="start it with --enable-lora")
+    found = servable_arms(ArmsConfig(split=split), info).split
+    assert (found.reference, found.bon, found.distilled) == left
+    assert ("--enable-lora" in caplog.text) is (split.distilled > 0)

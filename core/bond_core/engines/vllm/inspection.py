@@ -1,5 +1,6 @@
 """What a server is and can do, found out before it gets requests."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from bond_core.errors import BondError, ModelLoadError
 from bond_core.types import Message, SamplingParams
 
 TRIAL = (Message("user", "Hello, is anybody there?"),)
-_EPSILON = 1e-6
+_EPSILON = 1e-5
 _MAX_LORA = re.compile(r'vllm:lora_requests_info\{[^}]*max_lora="(\d+)"')
 
 
@@ -66,11 +67,18 @@ async def _takes_priorities(replica: Replica, model: str) -> bool:
 
 
 async def _gives_processed_logprobs(replica: Replica, model: str) -> bool:
-    """With top-k 1 the law is a point, whose log-probability is 0 and not the model's own."""
+    """With top-k 1 the law is a point, whose log-probability is 0 and not the model's own; or it is
+    uniform over tokens that are equal, which in bfloat16 are not rare."""
     params = SamplingParams(max_tokens=8, temperature=2.0, top_k=1, seed=0)
     answer = await _try(replica, model, params, priority=0)
     [completion] = wire.generation(answer, params, 1).completions
-    return min(completion.logprobs) > -_EPSILON
+    return all(is_of_equals(logprob) for logprob in completion.logprobs)
+
+
+def is_of_equals(logprob: float) -> bool:
+    """Whether it is that of one of k tokens of the same probability, -log k, for a whole k."""
+    number = math.exp(-logprob)
+    return math.isclose(number, round(number), rel_tol=_EPSILON)
 
 
 async def _try(replica: Replica, model: str, params: SamplingParams, *, priority: int) -> Any:

@@ -54,9 +54,17 @@ class Connection:
     """
 
     def __init__(
-        self, url: str, api_key: str | None, *, timeout_s: float, connect_timeout_s: float
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        limit: int = 0,
     ) -> None:
+        """`limit` is how many requests may be on their way at once; 0 is any number."""
         self.url = url
+        self._limit = limit
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._session = self._opened()
@@ -98,8 +106,7 @@ class Connection:
     def _opened(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             headers=self._headers,
-            # how many requests there are is the gateway's and the trainer's to bound
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=self._limit),
             timeout=self._timeout,
         )
 

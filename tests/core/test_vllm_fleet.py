@@ -183,7 +183,7 @@ async def test_a_burst_after_a_pause_meets_no_connections_that_the_server_has_cl
     for _ in range(2):
         answers = await asyncio.gather(*(fleet.call(f"{i}", 1, work) for i in range(40)))
         assert len(answers) == 40
-        await asyncio.sleep(SERVER_KEEPS_S + 0.5)
+        time.sleep(SERVER_KEEPS_S + 0.5)  # noqa: ASYNC251 - a loop too busy to see them closed
     assert servers[0].asked == 80  # none was asked again
     assert fleet.replicas[0].ready
     await fleet.close()

@@ -59,7 +59,9 @@ async def draw_fresh_samples(
     """
     if config.gold is None:
         raise ValueError("the demo's evaluation needs the gold scorer")
-    engine = build_engine(_for_alone(config.engine, plan), config.model)
+    engine = build_engine(
+        _for_alone(config.engine, plan), config.model, adapters_dir=config.adapters_dir
+    )
     proxy, gold = build_scorer(config.scorer), build_scorer(config.gold)
     await engine.start()
     try:

@@ -14,6 +14,9 @@ from bond_core.engines.vllm.fleet import Fleet
 from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import EngineUnavailableError
 
+SERVER_KEEPS_S = 2.5
+"""After which these servers close an idle connection; vLLM's do after 5 s."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -70,7 +73,7 @@ async def servers() -> AsyncIterator[list[Server]]:
         app.router.add_get("/health", server.health)
         app.router.add_get("/v1/models", server.models)
         app.router.add_post("/work", server.handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, shutdown_timeout=0.1, keepalive_timeout=SERVER_KEEPS_S)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -169,6 +172,20 @@ async def test_a_single_server_whose_connection_was_stale_is_asked_again(
     server.behaviour = once
     assert await fleet.call("p", 1, work) == {"from": server.url}
     assert server.asked == 2
+    await fleet.close()
+
+
+async def test_a_burst_after_a_pause_meets_no_connections_that_the_server_has_closed(
+    servers: list[Server],
+) -> None:
+    """Each would count as a failure, and three of them open the breaker of a healthy server."""
+    fleet = fleet_over(servers[:1])
+    for _ in range(2):
+        answers = await asyncio.gather(*(fleet.call(f"{i}", 1, work) for i in range(40)))
+        assert len(answers) == 40
+        time.sleep(SERVER_KEEPS_S + 0.5)  # noqa: ASYNC251 - a loop too busy to see them closed
+    assert servers[0].asked == 80  # none was asked again
+    assert fleet.replicas[0].ready
     await fleet.close()
 
 

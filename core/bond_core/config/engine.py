@@ -91,7 +91,7 @@ class VllmEngineConfig(Section):
     more, and two more where the trainer shares them."""
     timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     """Longest time that one request may take."""
-    connect_timeout_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    connect_timeout_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Longest time until a connection stands."""
     health_every_s: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Seconds between looks at each replica."""

@@ -11,6 +11,9 @@ import aiohttp
 from bond_core.engines.vllm.wire import error_message, error_param
 from bond_core.errors import BondError, EngineUnavailableError, InvalidRequestError
 
+KEPT_IDLE_S = 2.0
+"""How long an idle connection is kept. vLLM closes its own after 5 s, so that a burst of requests
+after a pause would find many that are closed, and count as many failures of the server."""
 UNAUTHORISED = (401, 403)
 NOT_FOUND = 404
 NOT_NOW = (NOT_FOUND, 408, 409, 425, 429)
@@ -54,9 +57,17 @@ class Connection:
     """
 
     def __init__(
-        self, url: str, api_key: str | None, *, timeout_s: float, connect_timeout_s: float
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        limit: int = 0,
     ) -> None:
+        """`limit` is how many requests may be on their way at once; 0 is any number."""
         self.url = url
+        self._limit = limit
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._session = self._opened()
@@ -98,8 +109,7 @@ class Connection:
     def _opened(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             headers=self._headers,
-            # how many requests there are is the gateway's and the trainer's to bound
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=self._limit, keepalive_timeout=KEPT_IDLE_S),
             timeout=self._timeout,
         )
 

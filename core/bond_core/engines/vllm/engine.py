@@ -53,6 +53,10 @@ SCORING_PRIORITY = 1
 """Of given tokens, which nobody waits for: after every answer (vLLM takes the lowest first)."""
 BACKGROUND_PRIORITY = 10
 """Of everything that a trainer asks for."""
+BACKGROUND_REQUESTS = 64
+"""Of a trainer at one server at once: a batch of rollouts is hundreds, and opening a connection for
+each holds up the server's loop, and so users. How many users' requests there are is the gateway's
+to bound."""
 TRAINING_SUFFIX = "-training"
 """Of the names that a trainer gives adapters: what it drops stays loaded for the gateways."""
 UNKNOWN_VOCABULARY = 1 << 62
@@ -112,6 +116,7 @@ class VllmEngine:
                     config.api_key,
                     timeout_s=config.timeout_s,
                     connect_timeout_s=config.connect_timeout_s,
+                    limit=BACKGROUND_REQUESTS if self._background else 0,
                 ),
                 config.breaker_failures,
             )

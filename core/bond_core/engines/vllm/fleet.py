@@ -64,7 +64,7 @@ class Fleet:
             except AwayError as error:
                 if error.timed_out or error.status is not None or (error.reached and broken_off):
                     raise EngineUnavailableError(str(error)) from error
-                logger.info("asking again: %s", error)
+                logger.debug("asking again: %s", error)
                 broken_off = broken_off or error.reached
                 tried.append(replica)
 

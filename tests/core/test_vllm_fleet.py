@@ -347,3 +347,59 @@ async def test_events_are_read_until_done_and_a_cut_is_an_error(
     servers[0].behaviour = streaming(lines[:2], cut=True)
     with pytest.raises(AwayError):
         [data async for data in connection.events("/work", {})]
+
+
+async def test_an_event_may_be_longer_than_a_buffer(servers: list[Server], fleet: Fleet) -> None:
+    """The first one of a stream has the tokens of the prompt."""
+    sent = list(range(100_000, 250_000))
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(f"data: {json.dumps(sent)}\r\n\r\ndata: [DONE]\r\n\r\n".encode())
+        return response
+
+    servers[0].behaviour = respond
+    [found] = [data async for data in fleet.replicas[0].connection.events("/work", {})]
+    assert json.loads(found) == sent
+
+
+async def test_streams_that_succeed_keep_failures_from_being_in_a_row(
+    servers: list[Server], fleet: Fleet
+) -> None:
+    replica = fleet.replicas[0]
+    for other in fleet.replicas[1:]:
+        other.exclude("not this one")
+    for _ in range(5):
+        servers[0].behaviour = failing(500, "no")
+        with pytest.raises(EngineUnavailableError):
+            async with fleet.held("p", 1):
+                [data async for data in replica.connection.events("/work", {})]
+        servers[0].behaviour = servers[0].answers
+        async with fleet.held("p", 1):
+            assert [data async for data in replica.connection.events("/work", {})] == []
+    assert replica.ready
+
+
+async def test_what_is_loaded_during_a_look_is_not_missing(
+    servers: list[Server], fleet: Fleet
+) -> None:
+    ours, looks = fleet.replicas[0], 0
+    ours.adapters, servers[0].names = {"v0000-a"}, ["base", "v0000-a"]
+    names = ours.names
+
+    async def stale(timeout_s: float) -> set[str]:
+        nonlocal looks
+        found = await names(timeout_s)
+        looks += 1
+        servers[0].names.append(f"v{looks:04d}")
+        ours.adapters.add(f"v{looks:04d}")  # the load was answered before the look was read
+        return found
+
+    async def restore(replica: Replica) -> None:
+        pytest.fail("nothing was missing")
+
+    ours.names = stale
+    fleet.watch(restore)
+    await until(lambda: looks > 5)
+    assert ours.ready

@@ -1,5 +1,6 @@
 """Which versions an engine holds: bounded, never the active one, never one in use."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -105,6 +106,36 @@ async def test_using_a_dropped_version_loads_it_again(
     assert not versions.is_loaded("v0001")
     async with versions.using("v0001"):
         assert versions.is_loaded("v0001")
+
+
+async def test_a_caller_that_goes_away_while_room_is_made_leaves_no_place_taken(
+    store: Store,
+    engine: Engine,
+    config: BondConfig,
+    published: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Servers may take a while to drop a version, and clients do not wait."""
+    versions = registry(store, engine, config, 2)
+    for version in VERSIONS[:2]:
+        await versions.load(version)
+        versions.switch(version)
+    asked, go_on, drop = asyncio.Event(), asyncio.Event(), engine.drop_adapter
+
+    async def slow(version: str) -> None:
+        asked.set()
+        await go_on.wait()
+        await drop(version)
+
+    monkeypatch.setattr(engine, "drop_adapter", slow)
+    loading = asyncio.create_task(versions.load("v0003"))
+    await asked.wait()
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    go_on.set()
+    await versions.load("v0004")
+    assert await engine.loaded_versions() == ["v0000", "v0002", "v0004"]
 
 
 async def test_a_load_that_fails_leaves_nothing_behind(

@@ -1,6 +1,7 @@
 """An engine that takes no adapters: Best-of-N and the reference answer, distilled says why not."""
 
 import pytest
+from published_adapters import challenger, publish
 from running_gateway import MakeConfig, Run
 
 from bond_core.config import ArmsConfig, SplitConfig
@@ -37,6 +38,23 @@ async def test_the_other_arms_get_its_share(run: Run, make_config: MakeConfig) -
             assert response.status_code == 200, response.text
             arms.append(response.json()["bond"]["arm"])
         assert set(arms) == {"reference", "bon"}
+
+
+async def test_a_gateway_starts_whose_active_version_the_engine_cannot_take(
+    run: Run, make_config: MakeConfig
+) -> None:
+    """Nothing is rolled back: with adapters again, the same version answers."""
+    config = make_config()
+    path = await publish(config, "v0001")
+    async with run(config) as running:
+        await running.gateway.store.policies.insert(challenger("v0001", path))
+        await running.gateway.controller.tick()
+    async with run(make_config(engine=WITHOUT)) as running:
+        response = await running.post("/v1/chat/completions", model="tiny:1b:reference")
+        assert response.status_code == 200, response.text
+        assert await running.gateway.store.policies.active() == "v0001"
+    async with run(config) as running:
+        assert running.gateway.policies.active == "v0001"
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,14 @@ class Controller:
         """At start: serve what was active, or the newest version that is sound.
 
         A version that cannot be served is rolled back in the store by the gateway that holds the
-        lease, and only then; the others serve the fallback until the alias moves.
+        lease, and only then; the others serve the fallback until the alias moves. An engine that
+        takes no versions says nothing of this one: the store is left as it is.
         """
         await self._renew_lease()
         wanted = await self._store.policies.active()
+        if wanted != REFERENCE_VERSION and (because := self._registry.why_none_can_be_loaded):
+            logger.error("the active version %s is not served: %s", wanted, because)
+            return
         reason = await self._try(wanted)
         if reason is None:
             self._registry.switch(wanted)

@@ -79,6 +79,12 @@ class PolicyRegistry:
         """Whether the engine holds a version."""
         return version == REFERENCE_VERSION or version in self._resident
 
+    @property
+    def why_none_can_be_loaded(self) -> str:
+        """What the engine lacks to serve versions; empty if nothing."""
+        info = self._engine.info
+        return "" if info.adapters else info.no_adapters_because
+
     @asynccontextmanager
     async def using(self, version: str) -> AsyncGenerator[None]:
         """Hold a version while a request draws from it; loads it if it was dropped meanwhile."""
@@ -138,10 +144,8 @@ class PolicyRegistry:
         async with self._loading:
             if self.is_loaded(version):
                 return
-            if not self._engine.info.adapters:
-                raise EngineUnavailableError(
-                    f"{version} cannot be loaded: {self._engine.info.no_adapters_because}"
-                )
+            if because := self.why_none_can_be_loaded:
+                raise EngineUnavailableError(f"{version} cannot be loaded: {because}")
             path = adapter_path(self._adapters_dir, version)
             manifest = await asyncio.to_thread(verify_adapter, path)
             if manifest.tokenizer_sha256 != self._engine.info.tokenizer_sha256:
@@ -195,7 +199,8 @@ class PolicyRegistry:
             victim = min(spare or free, key=version_number)
             self._resident.discard(victim)
             self._show()
-            await self._engine.drop_adapter(victim)
+            # a caller that goes away here must not leave the engine with what is not counted
+            await asyncio.shield(self._engine.drop_adapter(victim))
             logger.info("dropped %s from the engine", victim)
 
     def _show(self) -> None:

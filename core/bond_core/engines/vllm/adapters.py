@@ -52,6 +52,16 @@ def adapter_of(
     return Adapter(version, f"{version}-{digest[:12]}{suffix}", path, served_path, check)
 
 
+def served_path(path: Path, adapters_dir: Path | None, adapters_path: Path | None) -> str:
+    """Where the servers see a directory, if they see `adapters_dir` as `adapters_path`."""
+    resolved = path.resolve()
+    if adapters_path is not None and adapters_dir is not None:
+        root = adapters_dir.resolve()
+        if resolved.is_relative_to(root):
+            return str(adapters_path / resolved.relative_to(root))
+    return str(resolved)
+
+
 class AdapterFanOut:
     """Loads on all replicas that answer, or on none.
 

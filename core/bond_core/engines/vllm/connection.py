@@ -85,8 +85,7 @@ class Connection:
         """The data of each server-sent event, without the closing `[DONE]`."""
         async with self._sent("POST", path, body, None) as response:
             try:
-                async for raw in response.content:
-                    line = raw.decode(errors="replace").rstrip("\r\n")
+                async for line in _lines(response.content):
                     if line == "data: [DONE]":
                         return
                     if line.startswith("data: "):
@@ -162,6 +161,17 @@ class Connection:
             return AwayError(f"{self.url} did not answer in time", reached=True, timed_out=True)
         reason = str(error) or type(error).__name__
         return AwayError(f"{self.url} cannot be reached: {reason}", reached=reached)
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[str]:
+    """Lines of any length, which aiohttp's own are not: the tokens of a long prompt are one."""
+    rest: list[bytes] = []
+    async for piece in content.iter_any():
+        *whole, last = piece.split(b"\n")
+        for line in whole:
+            yield b"".join([*rest, line]).decode(errors="replace").rstrip("\r")
+            rest.clear()
+        rest.append(last)
 
 
 def _parsed(text: str) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +12,10 @@ from bond_core.config import ModelConfig, VllmEngineConfig
 from bond_core.engines.base import Check, EngineInfo
 from bond_core.engines.limits import check_sampling, room_for_answer
 from bond_core.engines.vllm import wire
-from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut, adapter_of
+from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut, adapter_of, served_path
 from bond_core.engines.vllm.connection import NOT_FOUND, Connection, RefusedError, explained_refusal
 from bond_core.engines.vllm.fleet import Fleet, affinity_of
-from bond_core.engines.vllm.inspection import inspect
+from bond_core.engines.vllm.inspection import inspect, why_unlike
 from bond_core.engines.vllm.opening import (
     NO_FOLDER,
     folder_identity,
@@ -156,16 +156,12 @@ class VllmEngine:
         answer = wire.StreamedAnswer(params)
         body = self._chat_body(version, prompt, params, 1) | {"stream": True}
         async with fleet.held(affinity_of(prompt), 1) as replica:
-            events = replica.connection.events("/v1/chat/completions", body)
             try:
-                async with contextlib.aclosing(events):
+                async with contextlib.aclosing(self._events(replica, version, body)) as events:
                     async for data in events:
-                        text = answer.push(data)
-                        if text:
+                        if text := answer.push(data):
                             yield TextDelta(text)
             except RefusedError as error:
-                if error.status == NOT_FOUND:
-                    replica.exclude(f"it lacks {version}")
                 raise await self._explained(error, prompt, params) from error
         yield TextDelta("", answer.completion(), answer.prompt_token_ids)
 
@@ -298,11 +294,11 @@ class VllmEngine:
 
     async def _restore(self, replica: Replica) -> None:
         """Make a replica that came back what the others are, before it gets requests."""
-        abilities = await inspect(replica, self._config.model_name, self._config.health_timeout_s)
-        if abilities.model.name != self._base_name:
-            raise EngineUnavailableError(
-                f"it serves {abilities.model.name}, and the others {self._base_name}"
-            )
+        config = self._config
+        found = await inspect(replica, config.model_name, config.health_timeout_s)
+        like = self._base_name, self.info, self._priorities
+        if because := why_unlike(found, *like, config.max_adapters):
+            raise EngineUnavailableError(because)
         if self._fan_out is not None:
             async with self._loading:
                 adapters = [a for a in self._versions.values() if a is not None]
@@ -319,14 +315,34 @@ class VllmEngine:
             try:
                 return await work(replica)
             except RefusedError as error:
-                adapter = self._versions.get(version)
-                if error.status != NOT_FOUND or adapter is None or self._fan_out is None:
-                    raise
-                logger.warning("%s lacks %s; loading it again", replica.url, version)
-                await self._fan_out.load_on(replica, adapter)
+                await self._bring_back(replica, version, error)
                 return await work(replica)
 
         return await fleet.call(affinity, rows, with_version)
+
+    async def _events(
+        self, replica: Replica, version: str, body: dict[str, Any]
+    ) -> AsyncGenerator[str]:
+        """A stream's data; a refusal comes before any of it."""
+        for is_second in (False, True):
+            events = replica.connection.events("/v1/chat/completions", body)
+            try:
+                async with contextlib.aclosing(events):
+                    async for data in events:
+                        yield data
+                return
+            except RefusedError as error:
+                if is_second:
+                    raise
+                await self._bring_back(replica, version, error)
+
+    async def _bring_back(self, replica: Replica, version: str, error: RefusedError) -> None:
+        """Load a version that a server lacks. Raises `error` if that is not what it says."""
+        adapter = self._versions.get(version)
+        if error.status != NOT_FOUND or adapter is None or self._fan_out is None:
+            raise error
+        logger.warning("%s lacks %s; loading it again", replica.url, version)
+        await self._fan_out.load_on(replica, adapter)
 
     def _chat_body(
         self, version: str, prompt: Conversation, params: SamplingParams, n: int
@@ -379,18 +395,8 @@ class VllmEngine:
 
     def _adapter(self, version: str, path: Path, check: Check | None) -> Adapter:
         suffix = TRAINING_SUFFIX if self._background else ""
-        return adapter_of(version, path, self._served_path(path), check, suffix=suffix)
-
-    def _served_path(self, path: Path) -> str:
-        """Where the servers see a directory of adapters."""
-        resolved = path.resolve()
-        if self._config.adapters_path is None or self._adapters_dir is None:
-            return str(resolved)
-        try:
-            inside = resolved.relative_to(self._adapters_dir.resolve())
-        except ValueError:
-            return str(resolved)
-        return str(self._config.adapters_path / inside)
+        there = served_path(path, self._adapters_dir, self._config.adapters_path)
+        return adapter_of(version, path, there, check, suffix=suffix)
 
     def _running(self) -> Fleet:
         if self._fleet is None:

@@ -88,6 +88,7 @@ class Fleet:
             except AwayError as error:
                 replica.failed(str(error))
                 raise EngineUnavailableError(str(error)) from error
+            replica.answered()
 
     def watch(self, restore: Callable[[Replica], Awaitable[None]]) -> None:
         """Look at every replica from now on; `restore` makes one that came back fit for use."""
@@ -109,7 +110,8 @@ class Fleet:
             await asyncio.sleep(self._every_s)
             try:
                 await replica.is_healthy(self._timeout_s)
-                missing = replica.adapters - await replica.names(self._timeout_s)
+                known = set(replica.adapters)  # what is loaded meanwhile, the look may not show
+                held = await replica.names(self._timeout_s)
             except (AwayError, RefusedError, EngineUnavailableError) as error:
                 missed += 1
                 unreachable = isinstance(error, AwayError) and not error.reached
@@ -117,10 +119,13 @@ class Fleet:
                     replica.exclude(str(error))
                 continue
             missed = 0
+            missing = (known & replica.adapters) - held
             if replica.ready and not missing:
                 continue
-            if missing:
+            if missing and missing == known:
                 replica.exclude(f"it came back without {', '.join(sorted(missing))}")
+            elif missing:  # what runs there can go on
+                logger.warning("%s lost %s", replica.url, ", ".join(sorted(missing)))
             try:
                 await restore(replica)
             except BondError as error:

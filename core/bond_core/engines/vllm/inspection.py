@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from bond_core.engines.base import EngineInfo
 from bond_core.engines.vllm import wire
 from bond_core.engines.vllm.connection import UNAUTHORISED, AwayError, RefusedError
 from bond_core.engines.vllm.releases import why_unsafe
@@ -97,3 +98,20 @@ def why_no_adapters(abilities: Abilities, max_adapters: int) -> str:
             f"{max_adapters} and the reference need {max_adapters + 1} at least"
         )
     return ""
+
+
+def why_unlike(
+    abilities: Abilities, base_name: str, info: EngineInfo, priorities: bool, max_adapters: int
+) -> str:
+    """Why a server cannot join others that are served as `info` says; empty if it may."""
+    model = abilities.model
+    if model.name != base_name:
+        return f"it serves {model.name}, and the others {base_name}"
+    if model.max_model_len < info.max_context_tokens:
+        return (
+            f"it takes {model.max_model_len} tokens, and the others {info.max_context_tokens}: "
+            "start it with the same --max-model-len"
+        )
+    if priorities and not abilities.priorities:
+        return "it takes no priorities as the others do: start it with --scheduling-policy priority"
+    return why_no_adapters(abilities, max_adapters) if info.adapters else ""

@@ -3,8 +3,10 @@
 from bond_core.engines.vllm.connection import RefusedError
 from bond_core.engines.vllm.fleet import Fleet, affinity_of
 from bond_core.engines.vllm.replica import Replica
-from bond_core.errors import InvalidRequestError
+from bond_core.errors import EngineUnavailableError, InvalidRequestError
 from bond_core.types import Conversation
+
+ABOUT_THE_MESSAGES = (400, 422)
 
 
 def refuse_empty(prompt: Conversation) -> None:
@@ -27,11 +29,21 @@ async def prompt_tokens(fleet: Fleet, model: str, prompt: Conversation) -> list[
 
     async def tokenize(replica: Replica) -> list[int]:
         answer = await replica.connection.post("/tokenize", body)
-        return [int(token) for token in answer["tokens"]]
+        try:
+            return [int(token) for token in answer["tokens"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineUnavailableError(
+                f"{replica.url}/tokenize does not answer with tokens: let that route through"
+            ) from error
 
     try:
         return await fleet.call(affinity_of(prompt), 0, tokenize)
     except RefusedError as error:
+        if error.status not in ABOUT_THE_MESSAGES:
+            raise EngineUnavailableError(
+                f"vLLM does not render messages at /tokenize ({error.status}: {error}): let that "
+                "route through"
+            ) from error
         raise InvalidRequestError(
             f"the model's chat template refuses these messages: {error}", param="messages"
         ) from error

@@ -69,8 +69,12 @@ class Replica:
         except AwayError as error:
             self.failed(str(error))
             raise
-        self._failures = 0
+        self.answered()
         return result
+
+    def answered(self) -> None:
+        """A request succeeded: what failed before it is no longer in a row."""
+        self._failures = 0
 
     def failed(self, why: str) -> None:
         """Count a failure; so many in a row open the breaker until the next good look."""

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 from bond_core.engines.limits import check_scoring_temperature
-from bond_core.engines.vllm.adapters import Adapter
-from bond_core.engines.vllm.connection import RefusedError
+from bond_core.engines.vllm.adapters import LOAD_TIMEOUT_S, Adapter
+from bond_core.engines.vllm.connection import AwayError, RefusedError
 from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import AdapterError, InvalidRequestError
 
 SCORED_AT_ONCE = 32
 """Sequences in one scoring request."""
+INTERNAL_ERROR = 500
 FULL_VOCABULARY_ENTRIES = 4_000_000
 """Log-probabilities in the answer to one scoring request at a temperature other than 1."""
 
@@ -75,4 +76,12 @@ class ScoringAt:
         except RefusedError as error:
             raise AdapterError(
                 f"vLLM at {self._replica.url} refuses to score {version}: {error}"
+            ) from error
+        except AwayError as error:
+            if error.status != INTERNAL_ERROR:
+                raise
+            await self._replica.is_healthy(LOAD_TIMEOUT_S)  # else it is the server that failed
+            raise AdapterError(
+                f"vLLM at {self._replica.url} fails to score {version}, as it does where "
+                f"log-probabilities are not numbers: {error}"
             ) from error

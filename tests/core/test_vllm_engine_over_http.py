@@ -17,7 +17,7 @@ from bond_core.config import ModelConfig, VllmEngineConfig
 from bond_core.engines.base import TokenScorer
 from bond_core.engines.rendering import render_prompt
 from bond_core.engines.vllm import VllmEngine
-from bond_core.errors import AdapterError, EngineUnavailableError
+from bond_core.errors import AdapterError, EngineUnavailableError, ModelLoadError
 from bond_core.tokenizing import load_tokenizer
 from bond_core.types import Message, SamplingParams
 
@@ -38,6 +38,8 @@ class Server:
         self.hold: asyncio.Event | None = None
         self.scoring: Callable[[], web.Response | None] = lambda: None
         self.rendering = self.rendered
+        self.loading = self.loaded
+        self.chats: list[dict[str, Any]] = []
         self.url = ""
 
     async def health(self, request: web.Request) -> web.Response:
@@ -55,6 +57,9 @@ class Server:
         return web.Response(text=f'vllm:lora_requests_info{{max_lora="{self.max_lora}"}} 1.0\n')
 
     async def load(self, request: web.Request) -> web.Response:
+        return await self.loading(request)
+
+    async def loaded(self, request: web.Request) -> web.Response:
         body = await request.json()
         if body["lora_name"] in self.names:
             return _error(400, "The lora adapter has already been loaded.")
@@ -77,6 +82,7 @@ class Server:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        self.chats.append(body)
         if body["model"] not in {"tiny", *self.names}:
             return _error(404, f"The model `{body['model']}` does not exist.")
         if body.get("priority") and not self.priorities:
@@ -257,3 +263,100 @@ async def test_a_hidden_tokenize_route_is_named(
         server.rendering = page
     with pytest.raises(EngineUnavailableError, match=r"/tokenize.*let that route through"):
         await engine.count_prompt_tokens(PROMPT)
+
+
+async def test_a_server_that_goes_away_during_a_load_is_left_out_and_the_others_have_it(
+    servers: list[Server], engine: VllmEngine, tmp_path: Path
+) -> None:
+    assert engine._fleet is not None
+    for task in engine._fleet._watching:  # nobody looks
+        task.cancel()
+    first, second = servers
+
+    async def breaks_off(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    first.loading = breaks_off
+    await engine.load_adapter("v0001", tiny_adapter(tmp_path / "one", seed=1))
+    ours, other = engine._fleet.replicas
+    assert "did not load v0001" in ours.why_not_ready
+    assert not ours.ready
+    assert other.ready
+    assert any(name.startswith("v0001-") for name in second.names)
+    await engine.drop_adapter("v0001")
+    assert not any(name.startswith("v0001") for name in second.names)
+
+
+async def test_what_goes_to_the_servers_of_a_trainer_yields_and_has_names_of_its_own(
+    servers: list[Server], tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    engine = VllmEngine(
+        VllmEngineConfig(urls=(servers[0].url,)),
+        ModelConfig(path=tiny_policy_path, name="tiny"),
+        adapters_dir=tmp_path / "adapters",
+        background=True,
+    )
+    await engine.start()
+    await engine.generate("v0000", PROMPT, SamplingParams(max_tokens=4, top_k=1 << 40))
+    assert servers[0].chats[-1]["priority"] == 10
+    assert servers[0].chats[-1]["top_k"] == -1  # more than the vocabulary has
+    assert all(name.endswith("-training") for name in servers[0].names)
+    await engine.close()
+
+
+async def test_empty_completions_are_scored_as_nothing(engine: VllmEngine) -> None:
+    assert await engine.token_logprobs("v0000", [5, 6], [[], [7], []]) == [(), (0.0,), ()]
+
+
+async def test_the_reference_is_tried_where_another_start_left_it(
+    servers: list[Server], engine: VllmEngine, tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    """A name that is there already would not show that the folder is seen no more."""
+
+    async def blind(request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        if name in servers[0].names:
+            return _error(400, "The lora adapter has already been loaded.")
+        return _error(404, "No adapter found")
+
+    servers[0].loading = blind
+    again = VllmEngine(
+        VllmEngineConfig(urls=(servers[0].url,), adapters_path=Path("/mounted")),
+        ModelConfig(path=tiny_policy_path, name="tiny"),
+        adapters_dir=tmp_path / "adapters",
+    )
+    with pytest.raises(ModelLoadError, match=r"does not see /mounted/v0000: mount"):
+        await again.start()
+
+
+@pytest.mark.parametrize(("max_lora", "adapters"), [(4, False), (5, True)])
+async def test_slots_for_every_version_and_the_reference_are_needed(
+    servers: list[Server], tiny_policy_path: Path, tmp_path: Path, max_lora: int, adapters: bool
+) -> None:
+    servers[0].max_lora = max_lora
+    engine = VllmEngine(
+        VllmEngineConfig(urls=(servers[0].url,), max_adapters=4),
+        ModelConfig(path=tiny_policy_path, name="tiny"),
+        adapters_dir=tmp_path / "adapters",
+    )
+    await engine.start()
+    assert engine.info.adapters is adapters
+    await engine.close()
+
+
+async def test_a_folder_that_renders_otherwise_than_the_servers_is_refused(
+    servers: list[Server], tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    async def other(request: web.Request) -> web.Response:
+        return web.json_response({"tokens": [1, 2, 3]})
+
+    servers[0].rendering = other
+    engine = VllmEngine(
+        VllmEngineConfig(urls=(servers[0].url,)),
+        ModelConfig(path=tiny_policy_path, name="tiny"),
+        adapters_dir=tmp_path / "adapters",
+    )
+    with pytest.raises(ModelLoadError, match="renders conversations otherwise"):
+        await engine.start()

@@ -9,6 +9,8 @@ MIN_TEMPERATURE = 0.01
 """The least positive temperature: vLLM takes any smaller one for this."""
 MAX_PENALTY = 2.0
 """Penalties go from -2 to 2, as in OpenAI's dialect and in vLLM."""
+MAX_BIAS = 100.0
+"""Biases go from -100 to 100, as in OpenAI's dialect; vLLM cuts larger ones in silence."""
 
 
 def check_sampling(params: SamplingParams, n: int, vocab_size: int) -> None:
@@ -47,10 +49,10 @@ def check_sampling(params: SamplingParams, n: int, vocab_size: int) -> None:
                 param=name,
             )
     for token, bias in params.logit_bias.items():
-        if not 0 <= token < vocab_size or not math.isfinite(bias):
+        if not 0 <= token < vocab_size or not -MAX_BIAS <= bias <= MAX_BIAS:
             raise InvalidRequestError(
                 f"logit_bias has token {token} with bias {bias}; tokens go from 0 to "
-                f"{vocab_size - 1} and biases are finite numbers",
+                f"{vocab_size - 1} and biases from -{MAX_BIAS:g} to {MAX_BIAS:g}",
                 param="logit_bias",
             )
     if "" in params.stop:

@@ -12,6 +12,7 @@ from bond_core.engines.vllm.connection import AwayError, RefusedError
 from bond_core.engines.vllm.fleet import Fleet
 from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import AdapterError, EngineUnavailableError
+from bond_core.types import REFERENCE_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -98,18 +99,32 @@ class AdapterFanOut:
         except RefusedError as error:
             raise AdapterError(_why_refused(replica, adapter, error)) from error
         if adapter.check is not None:
-            await adapter.check(self._scoring(replica, adapter))
+            try:
+                await adapter.check(self._scoring(replica, adapter))
+            except BaseException:
+                await self._unload_from(replica, adapter)  # nothing may reach what is not it
+                raise
 
     async def unload(self, adapter: Adapter) -> None:
         """Forget it everywhere; a replica that is away has forgotten it."""
         await asyncio.gather(*(self._unload_from(r, adapter) for r in self._fleet.replicas))
 
     async def restore(self, replica: Replica, adapters: Sequence[Adapter]) -> None:
-        """Make a replica that came back hold exactly these. Raises as `load_on` does."""
+        """Make a replica that came back hold these.
+
+        A version that it cannot have is left out there, and its requests fail; that is no reason to
+        lose the server for all others. Raises as `load_on` does for the reference, and
+        `AwayError`.
+        """
         held = await replica.names(LOAD_TIMEOUT_S)
         replica.adapters &= held
         for adapter in adapters:
-            await self.load_on(replica, adapter)
+            try:
+                await self.load_on(replica, adapter)
+            except AdapterError as error:
+                if adapter.version == REFERENCE_VERSION:
+                    raise
+                logger.error("%s answers without %s: %s", replica.url, adapter.version, error)
 
     async def _unload_from(self, replica: Replica, adapter: Adapter) -> None:
         try:

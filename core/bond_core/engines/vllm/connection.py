@@ -60,9 +60,9 @@ class Connection:
         self,
         url: str,
         api_key: str | None,
-        *,
         timeout_s: float,
         connect_timeout_s: float,
+        *,
         limit: int = 0,
     ) -> None:
         """`limit` is how many requests may be on their way at once; 0 is any number."""

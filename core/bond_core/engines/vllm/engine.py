@@ -109,14 +109,11 @@ class VllmEngine:
                 "or let `bond up --engine vllm` start one"
             )
         config = self._config
+        limit = BACKGROUND_REQUESTS if self._background else 0
         replicas = [
             Replica(
                 Connection(
-                    url,
-                    config.api_key,
-                    timeout_s=config.timeout_s,
-                    connect_timeout_s=config.connect_timeout_s,
-                    limit=BACKGROUND_REQUESTS if self._background else 0,
+                    url, config.api_key, config.timeout_s, config.connect_timeout_s, limit=limit
                 ),
                 config.breaker_failures,
             )

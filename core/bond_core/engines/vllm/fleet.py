@@ -19,6 +19,8 @@ AFFINITY_ROWS = 4
 AFFINITY_FACTOR = 1.25
 """A request goes where its prefix is cached unless that replica has more than 1.25 times the mean
 load and 4 rows: consistent hashing with bounded loads (arXiv 1608.01350)."""
+LONGEST_PAUSE_S = 30.0
+"""Between trials to make a server ready again; they begin a look apart, and the pause doubles."""
 LOOKS_MISSED = 2
 """Looks in a row that a replica may miss before it counts as away."""
 
@@ -106,8 +108,9 @@ class Fleet:
 
     async def _watch(self, replica: Replica, restore: Callable[[Replica], Awaitable[None]]) -> None:
         missed = 0
+        pause_s = self._every_s
         while True:
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(pause_s)
             try:
                 await replica.is_healthy(self._timeout_s)
                 known = set(replica.adapters)  # what is loaded meanwhile, the look may not show
@@ -126,6 +129,8 @@ class Fleet:
                 replica.exclude(f"it came back without {', '.join(sorted(missing))}")
             elif missing:  # what runs there can go on
                 logger.warning("%s lost %s", replica.url, ", ".join(sorted(missing)))
+            # each trial loads and probes everything, and holds up promotions meanwhile
+            pause_s = min(2 * pause_s, max(LONGEST_PAUSE_S, self._every_s))
             try:
                 await restore(replica)
             except BondError as error:
@@ -135,6 +140,7 @@ class Fleet:
                 replica.exclude("making it ready failed; see the log")
             else:
                 replica.admit()
+                pause_s = self._every_s
 
 
 def affinity_of(prompt: Conversation) -> str:

@@ -37,7 +37,7 @@ async def inspect(replica: Replica, wanted: str, timeout_s: float) -> Abilities:
         model = await replica.model(wanted, timeout_s)
         priorities = await _takes_priorities(replica, model.name)
         processed = await _gives_processed_logprobs(replica, model.name)
-        found = _MAX_LORA.search(str(await replica.connection.get("/metrics", timeout_s=timeout_s)))
+        max_loras = await _max_loras(replica, timeout_s)
     except RefusedError as error:
         if error.status in UNAUTHORISED:
             raise ModelLoadError(
@@ -54,7 +54,16 @@ async def inspect(replica: Replica, wanted: str, timeout_s: float) -> Abilities:
         raise
     except BondError as error:
         raise ModelLoadError(error.message) from error
-    return Abilities(model, priorities, processed, int(found[1]) if found else None)
+    return Abilities(model, priorities, processed, max_loras)
+
+
+async def _max_loras(replica: Replica, timeout_s: float) -> int | None:
+    try:
+        text = str(await replica.connection.get("/metrics", timeout_s=timeout_s))
+    except (RefusedError, AwayError):  # a proxy may not let it through
+        return None
+    found = _MAX_LORA.search(text)
+    return int(found[1]) if found else None
 
 
 async def _takes_priorities(replica: Replica, model: str) -> bool:

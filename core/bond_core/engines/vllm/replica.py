@@ -55,12 +55,13 @@ class Replica:
             logger.info("vLLM at %s is ready", self.url)
         self.ready, self.why_not_ready, self._failures = True, "", 0
 
-    def exclude(self, why: str) -> None:
-        """Let it have none; what runs on it fails now."""
+    def exclude(self, why: str, *, abort: bool = True) -> None:
+        """Let it have none; what runs on it fails now, or may end."""
         if self.ready or why != self.why_not_ready:
             logger.warning("vLLM at %s gets no requests: %s", self.url, why)
         self.ready, self.why_not_ready = False, why
-        self.connection.abort()
+        if abort:
+            self.connection.abort()
 
     async def running(self, work: Awaitable[T]) -> T:
         """What a request to this server gives; counts failures in a row."""
@@ -80,7 +81,8 @@ class Replica:
         """Count a failure; so many in a row open the breaker until the next good look."""
         self._failures += 1
         if self.ready and self._failures >= self._breaker_failures:
-            self.exclude(f"{self._failures} requests in a row failed, the last with: {why}")
+            why = f"{self._failures} requests in a row failed, the last with: {why}"
+            self.exclude(why, abort=False)  # other streams on it may be well
 
     @contextmanager
     def busy(self, rows: int) -> Generator[None]:

@@ -28,7 +28,7 @@ def write_zero_adapter(model: Path, path: Path) -> Path:
         return path
     shapes = _linear_layers(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".zero-", dir=path.parent))
     tensors: dict[str, np.ndarray] = {}
     for module, (out_features, in_features) in shapes.items():
         prefix = f"base_model.model.{module}"

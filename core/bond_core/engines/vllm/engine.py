@@ -60,7 +60,7 @@ to bound."""
 TRAINING_SUFFIX = "-training"
 """Of the names that a trainer gives adapters: what it drops stays loaded for the gateways."""
 UNKNOWN_VOCABULARY = 1 << 62
-"""Its size where there is no folder: vLLM itself then refuses tokens outside."""
+"""Where there is no folder: vLLM itself refuses tokens outside of it."""
 
 
 class VllmEngine:
@@ -213,8 +213,7 @@ class VllmEngine:
         Raises `AdapterError` naming the server that refuses it, and why.
         """
         self._running()
-        fan_out = self._fan_out
-        assert fan_out is not None, "there is a fleet"
+        assert self._fan_out is not None, "there is a fleet"
         async with self._loading:
             if version in self._versions:
                 raise AdapterError(f"a version {version!r} is loaded already: give a new name")
@@ -228,7 +227,7 @@ class VllmEngine:
                 raise EngineUnavailableError(
                     f"{version} cannot be loaded: {self.info.no_adapters_because}"
                 )
-            await fan_out.load(adapter)
+            await self._fan_out.load(adapter)
             self._versions[version] = adapter
 
     async def drop_adapter(self, version: str) -> None:

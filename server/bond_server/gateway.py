@@ -125,7 +125,7 @@ def _assemble(
         engine=engine,
         judges=judges,
         policies=policies,
-        models=Models(engine.info.base_model, policies),
+        models=Models(engine.info.base_model, policies, adapters=engine.info.adapters),
         generation=generation,
         comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
         after_answer=after_answer,

@@ -12,7 +12,7 @@ from tiny_models import TARGET_MODULES
 from bond_cli.failure import CommandError
 from bond_cli.service import Deployment, deployment, refuse_untrainable
 from bond_cli.target import EngineName, Target, flags_of, read_target
-from bond_cli.vllm.interpreter import vllm_python
+from bond_cli.vllm.interpreter import vllm_python, vllm_python_to_print
 from bond_cli.vllm.model_folder import read_model_folder
 from bond_cli.vllm.plan import Machine, plan_servers, pointed_at
 from bond_cli.vllm.printing import pointing, script
@@ -303,8 +303,9 @@ def test_the_interpreter_is_the_one_named_or_that_of_make(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CommandError, match=r"make vllm-env.*--engine-url"):
+    with pytest.raises(CommandError, match=r"make vllm-env.*--vllm-python"):
         vllm_python(None)
+    assert vllm_python_to_print(None) == "python"  # what is printed may be for elsewhere
     made = tmp_path / ".venv-vllm/bin/python"
     made.parent.mkdir(parents=True)
     made.symlink_to(sys.executable)

@@ -27,6 +27,12 @@ async def test_distilled_is_refused_by_what_to_add(run: Run, make_config: MakeCo
             assert "set engine.adapters to true" in error["message"]
 
 
+async def test_what_is_refused_is_not_listed(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config(engine=WITHOUT)) as running:
+        listed = (await running.client.get("/v1/models")).json()["data"]
+        assert [model["id"] for model in listed] == ["tiny:1b", "tiny:1b:reference", "tiny:1b:bon"]
+
+
 async def test_the_other_arms_get_its_share(run: Run, make_config: MakeConfig) -> None:
     config = make_config(
         engine=WITHOUT, arms={"split": {"reference": 1, "bon": 1, "distilled": 2}, "best_of": 2}

@@ -204,7 +204,7 @@ async def test_the_run_waits_for_servers_and_says_so(store: Store) -> None:
     await published.renew(0)
     assert publisher.count == 1
     assert [record.state for record in seen] == ["waiting", "training"]
-    assert seen[0].error == "waiting for the engine: nobody is there"
+    assert seen[0].error == "waiting for servers: nobody is there"
     assert seen[-1].error == "something else"
 
 

@@ -16,10 +16,10 @@ from bond_trainer.held_out import reference_sources
 from bond_trainer.training_run import MAX_SCORING_FAILURES
 
 AWAY = range(2, 2 + 2 * (MAX_SCORING_FAILURES + 1))
-"""The requests that go unanswered, of which each batch makes two."""
+"""The requests that go unanswered, of which each attempt makes two."""
 
 
-async def test_a_reward_server_that_is_away_for_long_costs_batches_and_not_the_run(
+async def test_a_reward_server_that_is_away_for_long_costs_no_prompt_and_not_the_run(
     tiny_policy_path: Path, tmp_path: Path
 ) -> None:
     make_tokenizer().save_pretrained(tmp_path / "reward")
@@ -44,7 +44,9 @@ async def test_a_reward_server_that_is_away_for_long_costs_batches_and_not_the_r
         )
     last = seen[-1]
     assert (last.state, last.step, last.error) == ("stopped", 4, None)
-    assert last.counts["scoring_failed"] == MAX_SCORING_FAILURES + 1
+    assert "scoring_failed" not in last.counts
+    assert last.counts["used"] == 4 * 4
+    assert any("waiting for servers: " in (record.error or "") for record in seen)
     assert any("cannot be reached" in (record.error or "") for record in seen)
 
 

@@ -206,7 +206,7 @@ async def test_a_server_that_is_restarted_is_waited_for(
         seen.append(record)
         if record.step >= 1:
             reached.set()
-        if record.error and record.error.startswith("waiting for the engine"):
+        if record.error and record.error.startswith("waiting for servers"):
             away.set()
 
     log = tmp_path / "server.log"

@@ -96,7 +96,7 @@ async def test_a_run_that_had_to_wait_learns_what_an_unbroken_one_does(
 
     plain = await trained(unbroken, tmp_path / "a", lambda _: False)
     seen = await trained(broken, tmp_path / "b", away)
-    waits = [r for r in seen if r.error == "waiting for the engine: no server answers"]
+    waits = [r for r in seen if r.error == "waiting for servers: no server answers"]
     assert {record.step for record in waits} >= {0, 2}
     assert "waiting" not in {record.state for record in plain}
     assert (seen[-1].step, seen[-1].error, seen[-1].counts) == (3, None, plain[-1].counts)
@@ -132,6 +132,6 @@ async def test_patience_ends_with_a_checkpoint(tiny_policy_path: Path, tmp_path:
         calls += 1
         return calls > 40
 
-    with pytest.raises(EngineUnavailableError, match=r"max_pause_s\) for its engine: no server"):
+    with pytest.raises(EngineUnavailableError, match=r"max_pause_s\) for its servers: no server"):
         await trained(config, tmp_path, away)
     assert [path.name for path in config.checkpoints_dir.glob("step-*")] == ["step-000000001"]

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bond_core.errors import EngineUnavailableError
-from bond_trainer.patience import Patience, StoppedWaitingError
+from bond_core.errors import ScorerUnavailableError
+from bond_trainer.causes import first_cause
+from bond_trainer.patience import AWAY, Patience, StoppedWaitingError
 from bond_trainer.progress import Progress
 from bond_trainer.publishing import Publisher
-from bond_trainer.served_publishing import PublicationError
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class Publication:
         self.seconds += time.perf_counter() - started
 
     async def answered(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What a call that needs the engine gives. While servers are away the run waits, and says
-        so; then it makes the same call again.
+        """What a call that needs engine or scorer gives. While servers are away the run waits, and
+        says so; then it makes the same call again.
 
         Raises `StoppedWaitingError` if the run is stopped meanwhile, and the engine's error at the
         end of the run's patience, or at once if the engine is of this process.
@@ -64,13 +64,14 @@ class Publication:
         while True:
             try:
                 found = await call()
-            except (EngineUnavailableError, PublicationError, ExceptionGroup) as error:
-                if not self.publisher.served:
+            except (*AWAY, ExceptionGroup) as error:
+                of_servers = isinstance(first_cause(error), ScorerUnavailableError)
+                if not (self.publisher.served or of_servers):
                     raise
                 await self._pause(error)
                 continue
             if self.patience.restore():
-                logger.info("the engine answers again, at step %d", self.progress.step)
+                logger.info("servers answer again, at step %d", self.progress.step)
                 self.progress.error = standing
                 await self.progress.enter(state)
             return found
@@ -79,8 +80,8 @@ class Publication:
         first = self.patience.failing_since is None
         reason = self.patience.spend(error)
         if first:
-            logger.warning("waiting for the engine, at step %d: %s", self.progress.step, reason)
-        self.progress.error = f"waiting for the engine: {reason}"
+            logger.warning("waiting for servers, at step %d: %s", self.progress.step, reason)
+        self.progress.error = f"waiting for servers: {reason}"
         await self.progress.wait(self.stop, self.poll_s)
         if self.stop.is_set():
             raise StoppedWaitingError

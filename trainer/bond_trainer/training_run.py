@@ -94,7 +94,7 @@ class TrainingRun:
         try:
             await self._learn()
         except StoppedWaitingError:
-            logger.info("stopped while waiting for the engine, at step %d", self.step)
+            logger.info("stopped while waiting for servers, at step %d", self.step)
         except (EngineUnavailableError, PublicationError):
             self._checkpoint()
             raise

@@ -46,7 +46,8 @@ def refuse_untrainable(config: "BondConfig") -> None:
     if config.model.path is None:
         raise CommandError(
             f"the trainer needs the model's own files, and {config.model.served_name!r} is the "
-            "name of a model on a server: name its folder, or add --no-train",
+            "name of a model on a server, since no such folder is here: name its folder, or add "
+            "--no-train",
             CONFIG_EXIT,
         )
 

@@ -92,9 +92,9 @@ class Target:
 
     @property
     def engine_urls(self) -> tuple[str, ...]:
-        """Every URL that was given, however it was separated."""
+        """Every URL that was given, however it was separated, once."""
         given = ",".join(self.engine_url or ()).split(",")
-        return tuple(url.strip() for url in given if url.strip())
+        return tuple(dict.fromkeys(url.strip() for url in given if url.strip()))
 
     @property
     def is_demo(self) -> bool:

@@ -24,9 +24,11 @@ class ModelEntry:
 class Models:
     """The ids of one base model."""
 
-    def __init__(self, name: str, policies: PolicyRegistry) -> None:
+    def __init__(self, name: str, policies: PolicyRegistry, *, adapters: bool = True) -> None:
+        """`adapters` is whether the engine serves any: without, `distilled` is not listed."""
         self._name = name
         self._policies = policies
+        self._arms = tuple(arm for arm in Arm if adapters or arm is not Arm.DISTILLED)
 
     @property
     def name(self) -> str:
@@ -72,9 +74,11 @@ class Models:
         """All ids: the base model, the arms, and the pinned versions, oldest first."""
         entries = [
             ModelEntry(self._name),
-            *(ModelEntry(self.id_of(arm.value), parent=self._name) for arm in Arm),
-            ModelEntry(self.id_of(f"distilled@{REFERENCE_VERSION}"), parent=self._name),
+            *(ModelEntry(self.id_of(arm.value), parent=self._name) for arm in self._arms),
         ]
+        if Arm.DISTILLED not in self._arms:
+            return entries
+        entries.append(ModelEntry(self.id_of(f"distilled@{REFERENCE_VERSION}"), parent=self._name))
         for record in await self._policies.servable():
             parent = record.parent or REFERENCE_VERSION
             entries.append(

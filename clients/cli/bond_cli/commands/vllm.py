@@ -12,7 +12,7 @@ from bond_cli.failure import explains_failures
 from bond_cli.foreground import print_line, stop_on_signals
 from bond_cli.resolved import child_environ, free_port
 from bond_cli.target import ConfigFile, DataDir, Judge, Model, RewardModel, Target, read_target
-from bond_cli.vllm.interpreter import vllm_python
+from bond_cli.vllm.interpreter import vllm_python, vllm_python_to_print
 from bond_cli.vllm.plan import machine, plan_servers
 from bond_cli.vllm.printing import pointing, script
 from bond_cli.vllm.servers import VllmServers
@@ -55,7 +55,9 @@ def vllm(
             model=model, reward_model=reward_model, judge=judge, config=config, data_dir=data_dir
         )
     )
-    on = machine(vllm_python(python), device, port, max_model_len)
+    on = machine(
+        (vllm_python if run else vllm_python_to_print)(python), device, port, max_model_len
+    )
     servers = plan_servers(resolved, on)
     if run:
         for server in servers:

@@ -43,9 +43,20 @@ def vllm_python(named: Path | None) -> str:
         return _absolute(OWN_ENVIRONMENT)
     raise CommandError(
         "no vLLM found to start: run `make vllm-env` for its CPU build, or install vllm in an "
-        "environment of its own and name that environment's Python; or point --engine-url at "
-        "servers that run already"
+        "environment of its own and name that environment's Python (`bond vllm --python`, "
+        "`bond up --vllm-python`)"
     )
+
+
+def vllm_python_to_print(named: Path | None) -> str:
+    """As `vllm_python`, but a mere `python` where there is none: what is printed may be meant for
+    another machine."""
+    try:
+        return vllm_python(named)
+    except CommandError:
+        if named is not None:
+            raise
+        return "python"
 
 
 def is_cpu_build(python: str) -> bool:

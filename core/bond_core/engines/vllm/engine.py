@@ -22,6 +22,7 @@ from bond_core.engines.vllm.opening import (
     measured_noise,
     open_reference,
     open_replicas,
+    refuse_other_weights,
     say_what_is_less,
     vocab_size_of,
 )
@@ -105,8 +106,7 @@ class VllmEngine:
         """Connect, find out what the servers can do, and give them the reference."""
         if not self._urls:
             raise ConfigError(
-                "engine.urls is empty: name a vLLM server (`bond vllm` prints how to start one), "
-                "or let `bond up --engine vllm` start one"
+                "engine.urls is empty: name a vLLM server, or let `bond up --engine vllm` start one"
             )
         config = self._config
         limit = BACKGROUND_REQUESTS if self._background else 0
@@ -260,10 +260,12 @@ class VllmEngine:
         abilities = await open_replicas(fleet, config)
         self._base_name = abilities[0].model.name
         self._priorities = all(ability.priorities for ability in abilities)
-        shared = self._background and not config.training_urls
-        say_what_is_less(abilities, shared_by_trainer=shared)
+        say_what_is_less(abilities, self._background and not config.training_urls)
         self._versions[REFERENCE_VERSION] = None
         because = NO_FOLDER
+        if model.path is not None:
+            await asyncio.to_thread(refuse_other_weights, abilities, model.folder)
+            self._vocab_size = vocab_size_of(model.folder) or self._vocab_size
         if self._adapters_dir is not None and model.path is not None:
             path = self._adapters_dir / REFERENCE_VERSION
             zero = await open_reference(
@@ -277,8 +279,6 @@ class VllmEngine:
             because = zero if isinstance(zero, str) else ""
             if isinstance(zero, Adapter) and config.reference_as == "adapter":
                 self._versions[REFERENCE_VERSION] = zero
-        if model.path is not None:
-            self._vocab_size = vocab_size_of(model.folder) or self._vocab_size
         self._info = EngineInfo(
             base_model=model.served_name or self._base_name,
             max_context_tokens=min(ability.model.max_model_len for ability in abilities),

@@ -7,7 +7,7 @@ from typing import Any
 
 from bond_core.engines.base import EngineInfo
 from bond_core.engines.vllm import wire
-from bond_core.engines.vllm.connection import UNAUTHORISED, AwayError, RefusedError
+from bond_core.engines.vllm.connection import NOT_FOUND, UNAUTHORISED, AwayError, RefusedError
 from bond_core.engines.vllm.releases import why_unsafe
 from bond_core.engines.vllm.replica import Replica, ServedModel
 from bond_core.errors import BondError, ModelLoadError
@@ -44,7 +44,15 @@ async def inspect(replica: Replica, wanted: str, timeout_s: float) -> Abilities:
                 f"vLLM at {replica.url} refuses the key: set engine.api_key (or the variable "
                 "BOND_ENGINE__API_KEY) to what it was started with as --api-key"
             ) from error
-        raise ModelLoadError(f"vLLM at {replica.url} refuses a trial request: {error}") from error
+        hint = (
+            ": it does not answer /v1/chat/completions; a reward model's server belongs into the "
+            "scorer's section"
+            if error.status == NOT_FOUND
+            else ""
+        )
+        raise ModelLoadError(
+            f"vLLM at {replica.url} refuses a trial request ({error}){hint}"
+        ) from error
     except AwayError as error:
         raise ModelLoadError(
             f"no vLLM server answers at {replica.url} ({error}): start one (`bond vllm` prints the "

@@ -60,7 +60,7 @@ async def open_replicas(fleet: Fleet, config: VllmEngineConfig) -> list[Abilitie
     return abilities
 
 
-def say_what_is_less(abilities: Sequence[Abilities], *, shared_by_trainer: bool) -> None:
+def say_what_is_less(abilities: Sequence[Abilities], shared_by_trainer: bool) -> None:
     """Log what works less well than it could, and the flag that mends it."""
     if not all(ability.processed_logprobs for ability in abilities):
         logger.warning(
@@ -99,11 +99,26 @@ async def open_reference(
     except AdapterError as error:
         if "does not see" in error.message:
             raise ModelLoadError(error.message) from error
+        logger.warning("no adapters: %s", error.message)
         return (
-            f"{error.message}; start vLLM with --enable-lora and the variable "
+            "vLLM does not take adapters: start it with --enable-lora and the variable "
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (`bond vllm` prints the whole command)"
         )
     return zero
+
+
+def refuse_other_weights(abilities: Sequence[Abilities], model: Path) -> None:
+    """Raise `ModelLoadError` if a server says that it serves a folder of this machine whose files
+    are not those of `model`. Of a folder elsewhere nothing can be said."""
+    for ability in abilities:
+        root = Path(ability.model.root)
+        if not ability.model.root or not root.is_dir() or root.resolve() == model.resolve():
+            continue
+        if model_digest(root) != model_digest(model):
+            raise ModelLoadError(
+                f"vLLM serves {root}, whose weights or configuration are not those of {model}: "
+                "name the folder that it serves"
+            )
 
 
 async def folder_identity(

@@ -168,7 +168,7 @@ def _read_models(answer: Answer) -> list[ServedModel]:
     for item in list_of(fields_of(answer.parsed()).get("data")) or []:
         fields = fields_of(item)
         name, longest = fields.get("id"), fields.get("max_model_len")
-        if isinstance(name, str):
+        if isinstance(name, str) and not fields.get("parent"):  # an adapter is no model here
             known = longest if isinstance(longest, int) and longest > 0 else None
             found.append(ServedModel(name, str(fields.get("root") or ""), known))
     return found

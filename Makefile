@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DURATION ?= 0
+TESTS ?= tests
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # vLLM pins versions of what we use too, so it lives in an environment of its own, on Python 3.11.
@@ -20,8 +21,8 @@ demo: $(STAMP)  ## The whole loop on the demo world; DURATION=300 ends it after 
 test: $(STAMP)  ## All tests
 	$(BIN)/pytest -q
 
-test-vllm: $(STAMP) $(VLLM_STAMP)  ## The tests that start real vLLM servers, on the CPU
-	BONDSERVE_TEST_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -q -m vllm
+test-vllm: $(STAMP) $(VLLM_STAMP)  ## The tests that start real vLLM servers, on the CPU; TESTS=tests/contracts runs a part
+	BONDSERVE_TEST_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -q -m vllm $(TESTS)
 
 check: $(STAMP)  ## Lint, format, types
 	$(BIN)/ruff check .

@@ -151,12 +151,13 @@ async def test_an_answer_that_broke_off_is_asked_for_once_more(
     first.behaviour = broken_off
     answer = await fleet.call("p", 1, work)
     assert answer["from"] != first.url
-    assert sum(server.asked for server in servers) == 2
+    assert first.asked == 2  # once more on a new connection, since the first may have been stale
+    assert sum(server.asked for server in servers) == 3
     for server in servers:
         server.behaviour = broken_off
     with pytest.raises(EngineUnavailableError):
         await fleet.call("p", 1, work)
-    assert sum(server.asked for server in servers) == 4  # two each time, and never all three
+    assert sum(server.asked > 0 for server in servers) == 2  # and never all three
 
 
 async def test_a_single_server_whose_connection_was_stale_is_asked_again(

@@ -32,7 +32,7 @@ from bond_server.services.policies import PolicyRegistry
 
 from .conftest import Connect
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 PROMPT = [Message("user", "Where is my order?")]
 PARAMS = SamplingParams(max_tokens=24)

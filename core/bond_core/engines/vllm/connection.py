@@ -71,6 +71,7 @@ class Connection:
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._session = self._opened()
+        self._unpooled = self._opened(force_close=True)
         self._closing: set[asyncio.Task[None]] = set()
 
     async def get(self, path: str, *, timeout_s: float | None = None) -> Any:
@@ -95,20 +96,25 @@ class Connection:
 
     def abort(self) -> None:
         """Let everything that is on its way fail at once; what comes after has new connections."""
-        old, self._session = self._session, self._opened()
-        closing = asyncio.create_task(old.close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        old = self._session, self._unpooled
+        self._session, self._unpooled = self._opened(), self._opened(force_close=True)
+        for session in old:
+            closing = asyncio.create_task(session.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Close all connections; running requests fail."""
         await self._session.close()
+        await self._unpooled.close()
         await asyncio.gather(*self._closing)
 
-    def _opened(self) -> aiohttp.ClientSession:
+    def _opened(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=self._limit, keepalive_timeout=KEPT_IDLE_S),
+            connector=aiohttp.TCPConnector(limit=self._limit, force_close=True)
+            if force_close
+            else aiohttp.TCPConnector(limit=self._limit, keepalive_timeout=KEPT_IDLE_S),
             timeout=self._timeout,
         )
 
@@ -128,12 +134,7 @@ class Connection:
         options: dict[str, Any] = {} if body is None else {"json": body}
         if timeout_s is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=timeout_s)
-        try:
-            response = await self._session.request(method, self.url + path, **options)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise self._away(error, reached=False) from error
-        except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError) as error:
-            raise self._away(error, reached=True) from error
+        response = await self._answered(method, path, options)
         try:
             if response.status >= 400:
                 await self._refuse(path, response)
@@ -143,6 +144,24 @@ class Connection:
             raise
         finally:
             response.release()
+
+    async def _answered(
+        self, method: str, path: str, options: dict[str, Any]
+    ) -> aiohttp.ClientResponse:
+        """The answer; asked for once more on a new connection if the server ended the first without
+        a word, as it does with one that was idle for too long."""
+        session, disconnected = self._session, False
+        while True:
+            try:
+                return await session.request(method, self.url + path, **options)
+            except aiohttp.ServerDisconnectedError as error:
+                if disconnected or self._session.closed:
+                    raise self._away(error, reached=True) from error
+                session, disconnected = self._unpooled, True
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                raise self._away(error, reached=disconnected) from error
+            except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError) as error:
+                raise self._away(error, reached=True) from error
 
     async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> None:
         try:

@@ -309,6 +309,7 @@ async def test_a_server_that_lost_an_adapter_is_left_out_until_it_has_it(
     fleet.watch(restore)
     await asyncio.wait_for(was_left_out.wait(), 20)
     await until(lambda: ours.ready)
+    assert ours.adapters <= set(server.names)
 
 
 async def test_a_restore_that_fails_keeps_the_server_out_with_the_reason(

@@ -154,12 +154,12 @@ class Connection:
         while True:
             try:
                 return await session.request(method, self.url + path, **options)
-            except aiohttp.ServerDisconnectedError as error:
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                raise self._away(error, reached=disconnected) from error
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if disconnected or self._session.closed:
                     raise self._away(error, reached=True) from error
                 session, disconnected = self._unpooled, True
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                raise self._away(error, reached=disconnected) from error
             except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError) as error:
                 raise self._away(error, reached=True) from error
 

@@ -125,7 +125,7 @@ class Bench:
 
             async def bare(n: int) -> None:
                 body = wire.chat_body(
-                    engine._base_name, self.prompts[0], self.params, n, priority=0
+                    engine._versions.base_name, self.prompts[0], self.params, n, priority=0
                 )
                 async with session.post(
                     f"{self.arguments.url}/v1/chat/completions", json=body

@@ -220,7 +220,7 @@ def test_error_bodies_of_every_form_are_read(body: Any, message: str) -> None:
     ("version", "safe"),
     [
         ("0.32.0", True), ("0.32.1.dev3+g1234", True), ("1.0", True), ("0.31.9", False),
-        ("0.24.0", False), ("0.9.2", False), ("dev", True), ("0.0.0.dev0", True), ("", True),
+        ("0.24.0", False), ("0.9.2", False), ("dev", True), ("0.0.0.dev0", True),
     ],
 )  # fmt: skip
 def test_older_releases_are_told_why_they_may_not_swap(version: str, safe: bool) -> None:
@@ -228,6 +228,10 @@ def test_older_releases_are_told_why_they_may_not_swap(version: str, safe: bool)
     if not safe:
         assert version in why_unsafe(version)
         assert "47724" in why_unsafe(version)
+
+
+def test_a_server_that_hides_its_release_may_not_swap() -> None:
+    assert "/version" in why_unsafe("")
 
 
 def test_releases_compare_as_numbers() -> None:

@@ -1,4 +1,3 @@
 """Fixtures of the gateway's tests."""
 
 from running_gateway import make_config, rewards_file, run  # noqa: F401
-from tiny_models import tiny_policy_path  # noqa: F401

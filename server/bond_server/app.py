@@ -24,6 +24,7 @@ from bond_server.routes import (
     training,
 )
 from bond_server.schemas.completion import ErrorAnswer
+from bond_server.shedding import SheddingMiddleware
 
 ROUTERS = (
     chat.router,
@@ -62,6 +63,9 @@ def create_app(config: BondConfig) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,  # both pages load their scripts from elsewhere, and stay blank offline
         redoc_url=None,
+    )
+    app.add_middleware(
+        SheddingMiddleware, max_requests=config.admission.max_requests, metrics=instruments
     )
     app.add_middleware(RequestMiddleware, metrics=instruments)
     install_error_handlers(app)

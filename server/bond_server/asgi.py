@@ -1,5 +1,6 @@
 """The outermost layer, as plain ASGI: request id, arrival time, body limit, defects of ours."""
 
+import asyncio
 import logging
 import re
 import time
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bond_server.context import RequestContext
-from bond_server.errors import internal_error
+from bond_server.errors import internal_error, shutting_down
 from bond_server.ids import uuid7
 from bond_server.metrics import Metrics
 
@@ -41,6 +42,10 @@ class RequestMiddleware:
         limited = _Limited(receive, _declared_length(scope))
         try:
             await self._app(scope, limited.receive, watch.send)
+        except asyncio.CancelledError:  # only a shutdown whose grace is over cancels from outside
+            if watch.status is not None:
+                raise
+            await shutting_down()(scope, receive, watch.send)
         except Exception:
             logger.exception("request %s failed", context.request_id)
             if watch.status is not None:  # too late for an error; end the connection

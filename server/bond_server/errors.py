@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,6 +19,7 @@ from bond_core.errors import (
     BondError,
     EngineUnavailableError,
     InvalidRequestError,
+    OverloadedError,
     PromptTooLongError,
     ScoringError,
     StoreUnavailableError,
@@ -62,6 +64,7 @@ ERROR_TABLE: tuple[Mapped, ...] = (
     Mapped(
         StoreUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "store_unavailable"
     ),
+    Mapped(OverloadedError, HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
     Mapped(NotReadyError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "not_ready"),
     Mapped(BondError, HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
 )
@@ -76,6 +79,9 @@ HTTP_CODES: Mapping[int, str] = {
 """Codes of errors that the framework raises."""
 
 INTERNAL_CODE = "internal_error"
+QUEUE_TIMEOUT_CODE = "queue_timeout"
+TOO_MANY_REQUESTS_CODE = "too_many_requests"
+SHUTTING_DOWN_CODE = "shutting_down"
 UNSUPPORTED_CODE = "unsupported_parameter"
 UNKNOWN_CODE = "unknown_parameter"
 VALUE_CODE = "invalid_value"
@@ -117,7 +123,41 @@ def internal_error(request_id: str) -> Response:
     return error_json(body, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
+def overloaded(error: OverloadedError) -> Response:
+    """What a client gets that is to come back: 429 where the work is too much, 503 where the
+    requests themselves are."""
+    too_many = error.code == TOO_MANY_REQUESTS_CODE
+    status = HTTPStatus.SERVICE_UNAVAILABLE if too_many else HTTPStatus.TOO_MANY_REQUESTS
+    kind = "server_error" if too_many else "rate_limit_error"
+    body = ErrorBody(message=error.message, type=kind, param=None, code=error.code)
+    return error_json(body, status, retry_headers(error.retry_after_s))
+
+
+def retry_headers(seconds: float) -> dict[str, str]:
+    """When to come back, for clients that read whole seconds and for those that read more."""
+    milliseconds = math.ceil(seconds * 1000)
+    return {
+        "retry-after": str(max(1, math.ceil(milliseconds / 1000))),
+        "retry-after-ms": str(milliseconds),
+    }
+
+
+def shutting_down() -> Response:
+    """What a request gets that outlasts the grace of a shutdown."""
+    body = ErrorBody(
+        message="the gateway is shutting down and could not wait for this answer any longer "
+        "(server.shutdown_grace_s); send the request again",
+        type="server_error",
+        param=None,
+        code=SHUTTING_DOWN_CODE,
+    )
+    headers = {**retry_headers(1.0), "connection": "close"}
+    return error_json(body, HTTPStatus.SERVICE_UNAVAILABLE, headers)
+
+
 def _bond_error(request: Request, error: BondError) -> Response:
+    if isinstance(error, OverloadedError):
+        return overloaded(error)
     row = next(row for row in ERROR_TABLE if isinstance(error, row.error))
     param = error.param if isinstance(error, InvalidRequestError) else None
     code = error.code if isinstance(error, InvalidRequestError) and error.code else row.code

@@ -11,6 +11,7 @@ from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
 from bond_core.store import Store, open_store
 from bond_server.metrics import Metrics
+from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer, Judges
 from bond_server.services.arms import servable_arms
 from bond_server.services.background import Background
@@ -38,6 +39,7 @@ class Gateway:
     policies: PolicyRegistry
     models: Models
     generation: GenerationService
+    admission: Admission
     comparison: ComparisonService
     after_answer: AfterAnswer
     controller: Controller
@@ -108,6 +110,12 @@ def _assemble(
     after_answer = AfterAnswer(
         store.completions, engine, policies, judges, metrics, config.sampling.temperature
     )
+    admission = Admission(
+        config.admission.rows_at_once(config.engine),
+        config.admission.rows_waiting(config.engine),
+        config.admission.max_wait_s,
+        metrics,
+    )
     generation = GenerationService(
         engine,
         judges.scorer,
@@ -117,6 +125,7 @@ def _assemble(
         arms,
         metrics,
         background,
+        admission,
     )
     return Gateway(
         config=config,
@@ -127,6 +136,7 @@ def _assemble(
         policies=policies,
         models=Models(engine.info.base_model, policies, adapters=engine.info.adapters),
         generation=generation,
+        admission=admission,
         comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
         after_answer=after_answer,
         controller=Controller(store, policies, after_answer, metrics, config.server.policy_poll_s),

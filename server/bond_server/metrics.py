@@ -58,6 +58,18 @@ class Metrics:
             "degraded_total", "Answers that are not what their strategy promises.", "reason"
         )
         self.in_flight = gauge("in_flight_requests", "Requests being answered.")
+        self.running_rows = gauge("running_rows", "Candidates of the requests being answered.")
+        self.waiting_rows = gauge("waiting_rows", "Candidates of the requests that wait.")
+        self.waiting_requests = gauge("waiting_requests", "Requests that wait to be answered.")
+        self.admission_refused = counter(
+            "admission_refused_total", "Requests that were not begun, by reason.", "reason"
+        )
+        self.queue_time = histogram(
+            "request_queue_time_seconds",
+            "Waiting before the work on an answer began.",
+            LATENCY_BUCKETS_S,
+            "arm",
+        )
         self.latency = histogram(
             "request_latency_seconds",
             "Arrival to answer, without its commit.",
@@ -115,6 +127,7 @@ class Metrics:
         if record.score is not None:
             self.reward.labels(arm).observe(record.score)
         self.latency.labels(arm).observe(record.latency_s)
+        self.queue_time.labels(arm).observe(record.queue_s)
         self.overhead.observe(max(overhead_s, 0.0))
 
     def render(self) -> bytes:

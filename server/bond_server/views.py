@@ -57,6 +57,7 @@ def completion_headers(answer: Answer) -> dict[str, str]:
         "x-bond-arm": record.arm.value,
         "x-bond-n": str(record.best_of),
         "x-bond-policy": record.version,
+        "x-bond-queue-ms": f"{timings.queue_ms:.3f}",
         "x-bond-overhead-ms": f"{timings.overhead_ms:.3f}",
         "x-bond-generate-ms": f"{timings.generate_ms:.3f}",
         "x-bond-score-ms": f"{timings.score_ms:.3f}",
@@ -130,6 +131,7 @@ def _candidate(candidate: Candidate) -> CandidateView:
 def _timings(answer: Answer) -> Timings:
     record = answer.record
     return Timings(
+        queue_ms=record.queue_s * 1000,
         generate_ms=record.generate_s * 1000,
         score_ms=record.score_s * 1000,
         overhead_ms=answer.overhead_s * 1000,

@@ -102,9 +102,15 @@ async def test_what_outlasts_the_grace_is_cancelled_and_recorded(
     config = write_config(tmp_path, rewards_file, delay_s=60.0, shutdown_grace_s=1.0)
     with gateway(config) as (process, url):
         started = time.monotonic()
-        await signalled_post(process, url)
+        response = await signalled_post(process, url)
         assert process.wait(10) == 0
         assert time.monotonic() - started < 6
+    assert response is not None
+    assert response.status_code == 503
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "shutting_down")
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["x-request-id"]
     assert [status for _, status in rows(config)] == ["cancelled"]
 
 

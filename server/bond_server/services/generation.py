@@ -13,6 +13,7 @@ from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation
 from bond_server.metrics import Metrics
+from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer
 from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
@@ -53,7 +54,9 @@ class GenerationService:
         arms: ArmsConfig,
         metrics: Metrics,
         background: Background,
+        admission: Admission,
     ) -> None:
+        self._admission = admission
         self._background = background
         self._engine = engine
         self._scorer = scorer
@@ -73,11 +76,15 @@ class GenerationService:
     async def answer(self, ask: Ask, *, follow_up: bool = True) -> Answer:
         """Answer one request; its row is committed when this returns.
 
-        Raises `InvalidRequestError`, `EngineUnavailableError` or `StoreUnavailableError`. With
-        `follow_up` false the caller judges single samples itself.
+        Raises `InvalidRequestError`, `OverloadedError`, `EngineUnavailableError` or
+        `StoreUnavailableError`. With `follow_up` false the caller judges single samples itself.
         """
         plan = self.plan(ask)
-        draft = self._recording.draft(ask, plan)
+        async with self._admission.admitted(plan.best_of) as queue_s:
+            return await self._answer(ask, plan, queue_s, follow_up)
+
+    async def _answer(self, ask: Ask, plan: Plan, queue_s: float, follow_up: bool) -> Answer:
+        draft = replace(self._recording.draft(ask, plan), queue_s=queue_s)
         self._metrics.assignments.labels(plan.arm.value).inc()
         with self._metrics.in_flight.track_inprogress():
             async with self._accounted(draft, ask.context.started):
@@ -101,7 +108,7 @@ class GenerationService:
             self._after_answer.forget(record.id)
             raise
         elapsed = time.perf_counter() - ask.context.started
-        overhead_s = elapsed - record.generate_s - record.score_s
+        overhead_s = elapsed - record.queue_s - record.generate_s - record.score_s
         self._metrics.answered(record, overhead_s)
         if follow_up:
             self._after_answer.submit(record)

@@ -166,6 +166,22 @@ def run_to_end(config: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+async def test_answers_do_not_wait_for_acknowledgements() -> None:
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def on_connection(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        end = writer.get_extra_info("socket")
+        accepted.set_result(end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with claim_socket("127.0.0.1", 0) as listener:
+        server = await asyncio.start_server(on_connection, sock=listener)
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await asyncio.wait_for(accepted, 10) == 1
+        writer.close()
+        server.close()
+
+
 def test_port_0_is_any_free_port() -> None:
     with claim_socket("127.0.0.1", 0) as first, claim_socket("127.0.0.1", 0) as second:
         ports = {first.getsockname()[1], second.getsockname()[1]}

@@ -124,7 +124,7 @@ class Bench:
         async with aiohttp.ClientSession(headers=headers) as session:
 
             async def bare(n: int) -> None:
-                body = wire.chat_body(
+                _, body = wire.request(
                     engine._versions.base_name, self.prompts[0], self.params, n, priority=0
                 )
                 async with session.post(

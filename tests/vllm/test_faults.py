@@ -105,7 +105,7 @@ async def test_background_requests_have_a_low_priority(
         background=True,
     )
     await engine.start()
-    assert engine._chat_body("v0000", PROMPT, PARAMS, 1)["priority"] == 10
+    assert engine._body("v0000", PROMPT, PARAMS, 1)[1]["priority"] == 10
     assert len((await engine.generate("v0000", PROMPT, PARAMS, n=2)).completions) == 2
     await engine.close()
 

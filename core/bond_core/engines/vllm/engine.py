@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from bond_core.config import ModelConfig, VllmEngineConfig
 from bond_core.engines.base import Check, EngineInfo
 from bond_core.engines.limits import check_sampling, room_for_answer
-from bond_core.engines.vllm import wire
+from bond_core.engines.vllm import answers, wire
 from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut
 from bond_core.engines.vllm.connection import Connection, RefusedError, explained_refusal
 from bond_core.engines.vllm.fleet import Fleet, affinity_of
@@ -132,9 +132,8 @@ class VllmEngine:
         self._check_request(version, prompt, params, n)
 
         async def draw(replica: Replica) -> Generation:
-            body = self._chat_body(version, prompt, params, n)
-            answer = await replica.connection.post("/v1/chat/completions", body)
-            return wire.generation(answer, params, n)
+            route, body = self._body(version, prompt, params, n)
+            return answers.generation(await replica.connection.post(route, body), params, n)
 
         try:
             return await self._called(version, affinity_of(prompt), n, draw)
@@ -147,14 +146,15 @@ class VllmEngine:
         """See `Engine.stream`."""
         self._check_request(version, prompt, params, 1)
         fleet = self._running()
-        answer = wire.StreamedAnswer(params)
-        body = self._chat_body(version, prompt, params, 1) | {"stream": True}
+        answer = answers.StreamedAnswer(params)
+        route, body = self._body(version, prompt, params, 1)
         async with fleet.held(affinity_of(prompt), 1) as replica:
             try:
-                async with contextlib.aclosing(self._events(replica, version, body)) as events:
+                sent = self._events(replica, version, route, body | {"stream": True})
+                async with contextlib.aclosing(sent) as events:
                     async for data in events:
-                        if text := answer.push(data):
-                            yield TextDelta(text)
+                        if delta := answer.push(data):
+                            yield delta
             except RefusedError as error:
                 raise await self._explained(error, prompt, params) from error
         yield TextDelta("", answer.completion(), answer.prompt_token_ids)
@@ -263,6 +263,7 @@ class VllmEngine:
             adapters=not because,
             logprob_noise_nats=await measured_noise(fleet, versions.name_of(REFERENCE_VERSION)),
             no_adapters_because=because,
+            fields=wire.FIELDS,
             **await folder_identity(model, self._prompt_tokens),
         )
 
@@ -292,11 +293,11 @@ class VllmEngine:
         return await fleet.call(affinity, rows, with_version)
 
     async def _events(
-        self, replica: Replica, version: str, body: dict[str, Any]
+        self, replica: Replica, version: str, route: str, body: dict[str, Any]
     ) -> AsyncGenerator[str]:
         """A stream's data; a refusal comes before any of it."""
         for is_second in (False, True):
-            events = replica.connection.events("/v1/chat/completions", body)
+            events = replica.connection.events(route, body)
             try:
                 async with contextlib.aclosing(events):
                     async for data in events:
@@ -307,12 +308,12 @@ class VllmEngine:
                     raise
                 await self._versions.bring_back(replica, version, error)
 
-    def _chat_body(
+    def _body(
         self, version: str, prompt: Conversation, params: SamplingParams, n: int
-    ) -> dict[str, Any]:
+    ) -> tuple[str, dict[str, Any]]:
         if params.top_k > self._vocab_size:  # the whole vocabulary, in a number that vLLM can read
             params = replace(params, top_k=0)
-        return wire.chat_body(
+        return wire.request(
             self._versions.name_of(version), prompt, params, n, priority=self._priority(0)
         )
 
@@ -325,7 +326,7 @@ class VllmEngine:
         self, version: str, prompt: Conversation, params: SamplingParams, n: int
     ) -> None:
         self._versions.check(version)
-        check_sampling(params, n, self._vocab_size)
+        check_sampling(params, n, self._vocab_size, wire.FIELDS)
         refuse_empty(prompt)
 
     async def _explained(

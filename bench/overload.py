@@ -3,8 +3,8 @@
     python bench/overload.py --out bench/results/overload/REPORT.json
 
 The gateway runs on one core, the load on another. First the fake engine is what saturates: a fixed
-capacity and delay, at 80 % and at three times the rate that fills it. Then the gateway itself is: an
-instant engine, and more requests than its core can even refuse.
+capacity and delay, at 80 % and at three times the rate that fills it. Then the gateway itself is:
+an instant engine, and more requests than its core can even refuse.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from load import LoadClient, Outcome, closed_loop, open_loop, quantile, summary
 from processes import gateway, watching
 
 GATEWAY_CORE, LOAD_CORE = 0, 1
-REWARD = "def length(prompts, completions, **kwargs):\n    return [float(len(c[0]['content'])) for c in completions]\n"
+REWARD = """def length(prompts, completions, **kwargs):
+    return [float(len(turns[0]["content"])) for turns in completions]
+"""
 QUESTION = {"messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 8}
 RECOVERED_FACTOR = 2.0
 RECOVERY_S = 5.0

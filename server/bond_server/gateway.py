@@ -99,6 +99,14 @@ async def _open_scorer(config: ScorerConfig, stack: AsyncExitStack) -> Scorer:
 def _assemble(
     config: BondConfig, metrics: Metrics, store: Store, engine: Engine, judges: Judges
 ) -> Gateway:
+    metrics.model_info.labels(engine.info.base_model).set(1)
+    for role, upstream in (
+        ("engine", engine),
+        ("scorer", judges.scorer),
+        ("judge", judges.judge),
+        ("gold", judges.gold),
+    ):
+        metrics.upstreams.watch(role, upstream)
     background = Background()
     residents = (
         DEFAULT_RESIDENT_VERSIONS

@@ -1,4 +1,4 @@
-"""More than the engine can do: what is accepted is not slower for it, and the rest hears so at once.
+"""More than the engine can do: what is accepted is not slower, and the rest hears so at once.
 
 The figures on an idle machine are those of bench/overload.py; here the bounds leave room for a
 machine that is not.

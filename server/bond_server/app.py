@@ -67,7 +67,7 @@ def create_app(config: BondConfig) -> FastAPI:
     app.add_middleware(
         SheddingMiddleware, max_requests=config.admission.max_requests, metrics=instruments
     )
-    app.add_middleware(RequestMiddleware, metrics=instruments)
+    app.add_middleware(RequestMiddleware, metrics=instruments, access_log=config.server.access_log)
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router, responses=ERRORS)

@@ -14,9 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bond_server.context import RequestContext
 from bond_server.errors import internal_error, shutting_down
 from bond_server.ids import uuid7
+from bond_server.logs import ACCESS, REQUEST_ID
 from bond_server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger(ACCESS)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 CONTEXT_KEY = "bond.context"
@@ -27,9 +29,10 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class RequestMiddleware:
     """Gives each request its context, and every answer its id and its time."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event stream."""
@@ -38,6 +41,7 @@ class RequestMiddleware:
             return
         context = _context_of(scope)
         scope[CONTEXT_KEY] = context
+        of_this_request = REQUEST_ID.set(context.request_id)
         watch = _Sending(send, context)
         limited = _Limited(receive, _declared_length(scope))
         try:
@@ -57,6 +61,9 @@ class RequestMiddleware:
             code = str(watch.status or 499)
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.http_requests.labels(path, method, code).inc()
+            if self._access_log:
+                _log_access(method, path, code, context, watch.arm)
+            REQUEST_ID.reset(of_this_request)
 
 
 class _Limited:
@@ -85,15 +92,30 @@ class _Sending:
         self._send = send
         self._context = context
         self.status: int | None = None
+        self.arm = "-"
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._context.request_id
+            self.arm = headers.get("x-bond-arm", "-")
             elapsed_ms = (time.perf_counter() - self._context.started) * 1000
             headers["openai-processing-ms"] = f"{elapsed_ms:.0f}"
         await self._send(message)
+
+
+def _log_access(method: str, path: str, code: str, context: RequestContext, arm: str) -> None:
+    """One line when the request is over: the route, never the path, the body or a header."""
+    spent_ms = (time.perf_counter() - context.started) * 1000
+    fields = {
+        "method": method,
+        "route": path,
+        "status": int(code),
+        "ms": round(spent_ms, 3),
+        "arm": arm,
+    }
+    access.info("%s %s %s %.1f ms %s", method, path, code, spent_ms, arm, extra={"fields": fields})
 
 
 def _too_large() -> HTTPException:

@@ -16,6 +16,7 @@ from bond_server.routes import (
     best_of_n,
     chat,
     compare,
+    completions,
     distilled,
     health,
     metrics,
@@ -28,6 +29,7 @@ from bond_server.shedding import SheddingMiddleware
 
 ROUTERS = (
     chat.router,
+    completions.router,
     best_of_n.router,
     distilled.router,
     compare.router,

@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bond_server.context import RequestContext
+from bond_server.context import CONTEXT_KEY, RequestContext
 from bond_server.errors import internal_error, shutting_down
 from bond_server.ids import uuid7
 from bond_server.logs import ACCESS, REQUEST_ID
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 access = logging.getLogger(ACCESS)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-CONTEXT_KEY = "bond.context"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 

@@ -4,6 +4,7 @@ import os
 import time
 
 COMPLETION_PREFIX = "chatcmpl-"
+TEXT_COMPLETION_PREFIX = "cmpl-"
 COMPARISON_PREFIX = "bondcmp-"
 
 

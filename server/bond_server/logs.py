@@ -85,7 +85,7 @@ class Repeated(logging.Filter):
         self._clock = clock
         self._said: dict[tuple[str, int], dict[str, tuple[float, int]]] = {}
 
-    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
+    def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line is written; one that goes on says how often it was held back."""
         if record.levelno < logging.WARNING or record.exc_info:
             return True

@@ -1,5 +1,6 @@
 """Prometheus metrics of one gateway, in a registry of its own."""
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -216,6 +217,26 @@ class Metrics:
         self.queue_time.labels(arm).observe(record.queue_s)
         self.overhead.observe(max(overhead_s, 0.0))
 
+    def streaming(self, arm: str, arrived: float) -> "TokenTimes":
+        """Times the pieces of a streamed answer; `arrived` is of `time.perf_counter()`."""
+        return TokenTimes(self.first_token.labels(arm), self.between_tokens.labels(arm), arrived)
+
     def render(self) -> bytes:
         """The registry in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class TokenTimes:
+    """When the pieces of one streamed answer come."""
+
+    def __init__(self, first: Histogram, between: Histogram, arrived: float) -> None:
+        self._first = first
+        self._between = between
+        self._last = arrived
+        self._started = False
+
+    def piece(self) -> None:
+        """A piece is here."""
+        now = time.perf_counter()
+        (self._between if self._started else self._first).observe(now - self._last)
+        self._last, self._started = now, True

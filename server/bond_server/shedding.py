@@ -4,6 +4,7 @@ A refusal here costs a tenth of one that is first parsed, which is what lets the
 than it could answer.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,6 +29,13 @@ TOO_MANY_REQUESTS = "too_many_requests"
 RETRY_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Stands where the router would have put its route, for counters and log."""
+
+    path: str
+
+
 class SheddingMiddleware:
     """Refuses requests beyond `max_requests`, and work while the queue for it is full."""
 
@@ -43,6 +51,8 @@ class SheddingMiddleware:
             await self._app(scope, receive, send)
             return
         if (refusal := self._refusal(scope)) is not None:
+            if scope["path"] in ANSWERING:
+                scope["route"] = Refused(scope["path"])
             await overloaded(refusal)(scope, receive, send)
             return
         self._requests += 1

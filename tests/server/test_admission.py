@@ -264,6 +264,8 @@ async def test_over_http(run: Run, make_config: MakeConfig) -> None:
         assert running.metric("bond_assignments_total", arm="distilled") == 0
         assert running.metric("bond_admission_refused_total", reason="queue_full") == 1
         assert running.metric("bond_request_queue_time_seconds_count", arm="bon") == 3
+        route = {"route": "/v1/distilled", "method": "POST", "code": "429"}
+        assert running.metric("bond_http_requests_total", **route) == 1
     assert wrong.status_code == 200
     assert refused.status_code == 429
     error = refused.json()["error"]

@@ -58,6 +58,7 @@ async def test_every_header_of_an_answer_is_documented(run: Run, make_config: Ma
             refused,
             await asking,
             await running.post("/v1/best-of-n"),
+            await running.post("/v1/distilled", stream=True),
             await running.post("/v1/best-of-n", best_of=0),
             await running.client.get("/v1/models"),
             await running.client.get("/v1/best-of-n"),

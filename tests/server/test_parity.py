@@ -121,7 +121,7 @@ async def test_degraded_answers_are_rows_like_any_other(
 async def test_what_could_not_be_committed_is_the_difference(
     run: Run, make_config: MakeConfig
 ) -> None:
-    config = make_config(store={"commit_timeout_s": 0.2}, server={"policy_poll_s": 60})
+    config = make_config(store={"commit_timeout_s": 1.0}, server={"policy_poll_s": 60})
     async with run(config) as running:
         other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -150,3 +150,45 @@ async def test_what_a_request_was_like_is_counted_in_vllms_buckets(
         assert (bucket(longest, 5), bucket(longest, 10)) == (0, 1)
         assert bucket("bond_request_queue_time_seconds", 0.3) == 1
         assert running.metric("bond_model_info", model_name="tiny:1b") == 1
+
+
+async def test_streams_are_rows_and_their_tokens_are_timed(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(engine={"type": "fake", "delay_s": 0.3})
+    async with run(config) as running:
+        answer = await running.post("/v1/distilled", stream=True, max_tokens=6)
+        assert answer.status_code == 200
+        await running.post("/v1/best-of-n", stream=True)
+        expected = {("bon", "ok"): 1, ("distilled", "ok"): 1}
+        assert counted(running, "bond_requests_total") == expected
+        assert counted(running, "bond_log_rows_total") == in_table(config) == expected
+        first = "bond_time_to_first_token_seconds"
+        assert running.metric(f"{first}_count", arm="distilled") == 1
+        assert 0.3 / 6 - 0.01 < running.metric(f"{first}_sum", arm="distilled") < 10
+        pieces = running.metric("bond_inter_token_latency_seconds_count", arm="distilled")
+        assert 1 <= pieces <= 6  # the last one carries the answer's numbers
+        assert running.metric(f"{first}_count", arm="bon") == 0
+
+
+async def test_a_stream_that_finds_the_queue_full_is_a_429_and_not_an_event(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(
+        engine={"type": "fake", "delay_s": 0.5},
+        admission={"max_rows": 1, "max_waiting_rows": 1, "max_wait_s": 0.05},
+    )
+    async with run(config) as running:
+        streaming = asyncio.create_task(running.post("/v1/distilled", stream=True))
+
+        async def under_way() -> bool:
+            return running.gateway.admission.running_rows == 1
+
+        await eventually(under_way)
+        late = await running.post("/v1/distilled", stream=True)
+        answer = await streaming
+    assert late.status_code == 429
+    assert late.json()["error"]["code"] == "queue_timeout"
+    assert late.headers["content-type"] == "application/json"
+    assert answer.status_code == 200
+    assert answer.text.endswith("data: [DONE]\n\n")

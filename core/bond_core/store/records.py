@@ -61,6 +61,12 @@ class CompletionRecord:
     """Position in the log; set by the store."""
 
     @property
+    def only_calls_tools(self) -> bool:
+        """Whether the first answer has no text that a scorer could read."""
+        first = next((c.completion for c in self.candidates if c.index == self.chosen[0]), None)
+        return first is not None and bool(first.tool_calls) and not first.text
+
+    @property
     def chosen_tokens(self) -> int:
         """Tokens of the answers that were returned."""
         by_index = {c.index: c for c in self.candidates}

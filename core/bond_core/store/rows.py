@@ -132,7 +132,8 @@ def finite(name: str, value: float | None) -> float | None:
 
 
 def _scorable(record: CompletionRecord) -> bool:
-    return record.status == "ok" and bool(record.candidates) and bool(record.messages)
+    answered = record.status == "ok" and bool(record.candidates) and bool(record.messages)
+    return answered and not record.only_calls_tools
 
 
 def _learnable(record: CompletionRecord) -> bool:

@@ -3,16 +3,29 @@
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 
 from bond_server.context import RequestContext
+from bond_server.errors import error_event
+from bond_server.forms.answer import answer_headers, plan_headers
+from bond_server.forms.chat import ChatForm
+from bond_server.forms.events import Form, events
+from bond_server.forms.text import TextForm
 from bond_server.gateway import Gateway
-from bond_server.schemas.openai import AnswerBody, GenerationBody
+from bond_server.schemas.openai import (
+    AnswerBody,
+    ConversationBody,
+    SamplingBody,
+    TextCompletionRequest,
+)
 from bond_server.services.ask import Ask, Target
-from bond_server.views import completion_headers, completion_view
+from bond_server.services.engine_fields import engine_fields
+from bond_server.sse import EventStream
 
+Prompted = ConversationBody | TextCompletionRequest
 UNIT_HEADER = "x-bond-unit"
 MAX_UNIT_CHARACTERS = 512
 CLIENT_CLOSED = 499
@@ -21,7 +34,7 @@ _T = TypeVar("_T")
 
 
 def make_ask(
-    body: GenerationBody,
+    body: Prompted,
     request: Request,
     context: RequestContext,
     gateway: Gateway,
@@ -29,18 +42,25 @@ def make_ask(
     requested_model: str,
 ) -> Ask:
     """The ask of a body; `n` and `best_of` are the caller's to add."""
+    params = body.to_params(gateway.config.sampling.params())
+    sent = body.model_extra
+    if sent:
+        chat = not isinstance(body, TextCompletionRequest)
+        declared = type(body).model_fields
+        further = engine_fields(sent, gateway.engine.info, declared, chat=chat)
+        params = replace(params, further=further)
     return Ask(
         context=context,
         requested_model=requested_model,
         target=target,
         messages=body.to_messages(),
-        params=body.to_params(gateway.config.sampling.params()),
+        params=params,
         unit=unit_of(body, request, context),
         may_store=body.store,
     )
 
 
-def unit_of(body: GenerationBody, request: Request, context: RequestContext) -> str:
+def unit_of(body: SamplingBody, request: Request, context: RequestContext) -> str:
     """Whom the assignment sticks to: the most explicit name given, else this request alone."""
     return (
         request.headers.get(UNIT_HEADER, "")[:MAX_UNIT_CHARACTERS]
@@ -52,23 +72,44 @@ def unit_of(body: GenerationBody, request: Request, context: RequestContext) -> 
 
 
 async def respond(
-    body: AnswerBody,
+    body: AnswerBody | TextCompletionRequest,
     request: Request,
     context: RequestContext,
     gateway: Gateway,
     target: Target,
     requested_model: str,
 ) -> Response:
-    """Answer a chat-completions body; a client that goes away cancels the work."""
+    """Answer a body, whole or in pieces; a client that goes away cancels the work."""
     ask = make_ask(body, request, context, gateway, target, requested_model)
-    ask = replace(ask, n=body.n, best_of=body.best_of)
-    answer = await until_disconnect(request, gateway.generation.answer(ask))
+    deadline_s = None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000
+    ask = replace(ask, n=body.n, best_of=body.best_of, deadline_s=deadline_s)
+    begun = gateway.generation.begin(ask)
+    form = _form_of(body)
+    if body.stream:
+        parts = gateway.generation.stream(begun)
+        told = events(
+            form,
+            begun,
+            parts,
+            wants_usage=body.wants_usage,
+            return_candidates=body.bond.return_candidates,
+        )
+        return EventStream(told, plan_headers(begun), partial(error_event, request))
+    answer = await until_disconnect(request, gateway.generation.answer(begun))
     if answer is None:
         return Response(status_code=CLIENT_CLOSED)
-    view = completion_view(answer, return_candidates=body.bond.return_candidates)
     return Response(
-        view.model_dump_json(), headers=completion_headers(answer), media_type="application/json"
+        form.whole(answer).model_dump_json(),
+        headers=answer_headers(answer),
+        media_type="application/json",
     )
+
+
+def _form_of(body: AnswerBody | TextCompletionRequest) -> Form:
+    return_candidates = body.bond.return_candidates
+    if isinstance(body, TextCompletionRequest):
+        return TextForm(return_candidates=return_candidates)
+    return ChatForm(return_candidates=return_candidates)
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:

@@ -36,6 +36,9 @@ class Ask:
     best_of: int | None = None
     may_store: bool | None = None
     """The body's `store`; None leaves it to the deployment."""
+    deadline_s: float | None = None
+    """Seconds from arrival at which the best so far is returned; None leaves it to the
+    deployment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class Plan:
     strategy: StrategyName
     n: int
     best_of: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether its answer can be sent as it is drawn: one sample, and nothing to choose."""
+        return self.strategy == "single" and self.n == 1
 
 
 def make_plan(ask: Ask, arms: ArmsConfig, active: str) -> Plan:

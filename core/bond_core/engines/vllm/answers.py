@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bond_core.engines.base import Partial
 from bond_core.engines.limits import MIN_TEMPERATURE
 from bond_core.engines.vllm.wire import error_message, unreadable
 from bond_core.errors import EngineUnavailableError
@@ -76,18 +77,11 @@ class StreamedAnswer:
         """Raises `EngineUnavailableError` for what is no chunk, or reports an error."""
         fresh = _Parts(self._params)
         try:
-            chunk: Any = json.loads(data)
-            if "error" in chunk:
-                raise EngineUnavailableError(
-                    f"vLLM broke off the answer: {error_message(chunk) or data[:200]}"
-                )
-            for choice in chunk["choices"]:
-                if prompt := chunk.get("prompt_token_ids") or choice.get("prompt_token_ids"):
-                    self.prompt_token_ids = tuple(map(int, prompt))
+            choices, prompt = _chunk(data)
+            self.prompt_token_ids = prompt or self.prompt_token_ids
+            for choice in choices:
                 fresh.add(choice, choice.get("delta"))
                 self._parts.add(choice, choice.get("delta"))
-            if prompt := chunk.get("prompt_token_ids"):
-                self.prompt_token_ids = tuple(map(int, prompt))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(error) from error
         if not (fresh.text or fresh.tool_calls or fresh.reasoning):
@@ -107,6 +101,53 @@ class StreamedAnswer:
             return self._parts.completion()
         except (KeyError, TypeError, ValueError) as error:
             raise unreadable(error) from error
+
+
+class StreamedChoices:
+    """Several choices of one streamed answer; each joins `partial` when it has ended."""
+
+    def __init__(self, params: SamplingParams, partial: Partial) -> None:
+        self._params = params
+        self._parts: dict[int, _Parts] = {}
+        self._partial = partial
+
+    def push(self, data: str) -> None:
+        """Raises `EngineUnavailableError` for what is no chunk, or reports an error."""
+        try:
+            choices, prompt = _chunk(data)
+            self._partial.prompt_token_ids = prompt or self._partial.prompt_token_ids
+            for choice in choices:
+                index = int(choice["index"])
+                parts = self._parts.setdefault(index, _Parts(self._params))
+                parts.add(choice, choice.get("delta"))
+                if parts.finish_reason:
+                    self._partial.completions[index] = parts.completion()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise unreadable(error) from error
+
+    def generation(self, n: int) -> Generation:
+        """All of them. Raises `EngineUnavailableError` if the stream ended before that."""
+        found = self._partial.completions
+        if self._params.temperature < MIN_TEMPERATURE and 0 in found:
+            found.update(dict.fromkeys(range(n), found[0]))
+        if len(found) != n:
+            raise EngineUnavailableError("the stream from vLLM broke off before its end")
+        completions = tuple(found[index] for index in sorted(found))
+        return Generation(self._partial.prompt_token_ids, completions)
+
+
+def _chunk(data: str) -> tuple[Sequence[JsonObject], tuple[int, ...]]:
+    """Choices of an event, and the prompt's tokens if it has them."""
+    chunk: Any = json.loads(data)
+    if "error" in chunk:
+        raise EngineUnavailableError(
+            f"vLLM broke off the answer: {error_message(chunk) or data[:200]}"
+        )
+    choices: Sequence[JsonObject] = chunk["choices"]
+    prompt = chunk.get("prompt_token_ids")
+    for choice in choices:
+        prompt = prompt or choice.get("prompt_token_ids")
+    return choices, tuple(map(int, prompt or ()))
 
 
 @dataclass(slots=True)

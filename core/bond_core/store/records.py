@@ -37,6 +37,11 @@ class CompletionRecord:
     """Consent and content are there."""
     unit: str
     """What the assignment hashed (user or session), or the request's own id."""
+    key: str | None = None
+    """Id of the API key that asked; None while the deployment has none."""
+    keep_content: bool = True
+    """Whether the store may keep prompt and answers; decided before the row is written, and no
+    column of it."""
     prompt_token_ids: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     chosen: tuple[int, ...] = ()

@@ -12,6 +12,7 @@ from bond_core.store.allowance import (
     Refusal,
     Usage,
     admit,
+    ended,
     full,
     refilled,
     reserve,
@@ -130,24 +131,24 @@ async def test_in_the_store_it_is_the_same_formula(database_url: str, open_store
     for _ in range(60):
         now[0] += draw.choice([0.0, 0.25, 7.5])
         local = refilled(local, limits, round(now[0] * 1e6))
-        wanted, got = admit(local, limits), await shared.admit("k", limits, "here")
+        wanted, (seen, got) = admit(local, limits), await shared.admit("k", limits, "here")
         if isinstance(wanted, Refusal):
-            assert got == wanted
+            assert (seen, got) == (local, wanted)
             if wanted.limit == "concurrency":
-                got_usage = await shared.settle("k", limits, 0, "here", ended=True)
-                local = Usage(local.requests, local.tokens, local.at_us, local.running - 1)
-                assert got_usage.requests == local.requests
+                local = ended(local)
+                assert await shared.end("k", limits, 0, "here") == local
             continue
         local = wanted
+        assert seen.requests == local.requests
         cost = draw.randint(1, 600)
-        wanted, got = reserve(local, limits, cost), await shared.reserve("k", limits, cost)
+        wanted, (_, got) = reserve(local, limits, cost), await shared.reserve("k", limits, cost)
         if isinstance(wanted, Refusal):
             assert got == wanted
         else:
+            assert got is None
             back = draw.randint(-50, cost)
-            local = settle(wanted, limits, back)
-            given = await shared.settle("k", limits, back, "here", ended=False)
-            assert given.tokens == local.tokens
+            local = ended(settle(wanted, limits, back))
+            assert await shared.end("k", limits, back, "here") == local
 
 
 async def test_the_places_of_a_dead_gateway_come_back(
@@ -157,18 +158,21 @@ async def test_the_places_of_a_dead_gateway_come_back(
     store = await open_store_at(database_url, clock=lambda: now[0])
     shared = store.key_usage
     limits = KeyLimits(concurrency=2)
-    for holder in ("dead", "alive"):
-        assert isinstance(await shared.admit("k", limits, holder), Usage)
-    assert await shared.admit("k", limits, "alive") == Refusal("concurrency", 0)
+
+    async def refusal(holder: str) -> Refusal | None:
+        return (await shared.admit("k", limits, holder))[1]
+
+    busy = Refusal("concurrency", 0)
+    assert [await refusal(holder) for holder in ("dead", "alive", "alive")] == [None, None, busy]
     now[0] += RUNNING_TTL_S - 1
-    await shared.renew("alive", {})
-    assert await shared.admit("k", limits, "alive") == Refusal("concurrency", 0)
+    await shared.renew("alive", lambda _: None)  # nobody knows: what was counted stands
+    assert await refusal("alive") == busy
     now[0] += 2
-    assert isinstance(await shared.admit("k", limits, "alive"), Usage)
-    assert await shared.admit("k", limits, "alive") == Refusal("concurrency", 0)
-    await shared.renew("alive", {"k": 1})  # an end that could not be told in its time
-    assert isinstance(await shared.admit("k", limits, "alive"), Usage)
+    assert [await refusal("alive") for _ in range(2)] == [None, busy]
+    await shared.renew("alive", lambda _: 1)  # an end that could not be told in its time
+    assert [await refusal("alive") for _ in range(2)] == [None, busy]
+    await shared.renew("alive", lambda _: 0)
+    assert [await refusal("alive") for _ in range(3)] == [None, None, busy]
     await shared.leave("alive")
-    taken = await shared.admit("k", limits, "third")
-    assert isinstance(taken, Usage)
-    assert taken.running == 1
+    taken, none = await shared.admit("k", limits, "third")
+    assert (taken.running, none) == (1, None)

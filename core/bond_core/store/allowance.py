@@ -110,6 +110,11 @@ def settle(usage: Usage, limits: KeyLimits, back: int) -> Usage:
     return replace(usage, tokens=level)
 
 
+def ended(usage: Usage) -> Usage:
+    """Give up the place of a request that has ended."""
+    return replace(usage, running=max(0, usage.running - 1))
+
+
 def standing(usage: Usage, limits: KeyLimits) -> Standing:
     """What the usage leaves."""
     requests, tokens = limits.requests_per_minute, limits.tokens_per_minute

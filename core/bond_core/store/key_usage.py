@@ -5,7 +5,7 @@ per key and gateway holds how many of its requests run there, for as long as tha
 it. Times are each gateway's clock: one that runs ahead by d refills d early, once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -22,6 +22,9 @@ RUNNING_TTL_S = 30.0
 """How long the requests of a gateway that died keep their places."""
 FORGET_AFTER_S = 3600.0
 
+Outcome = tuple[Usage, Refusal | None]
+"""The usage as it now stands, and what was in the way."""
+
 
 class KeyUsage:
     """Short transactions, one per change."""
@@ -30,63 +33,62 @@ class KeyUsage:
         self._database = database
         self._clock = clock
 
-    async def admit(self, key_id: str, limits: KeyLimits, holder: str) -> Usage | Refusal:
+    async def admit(self, key_id: str, limits: KeyLimits, holder: str) -> Outcome:
         """Take one request and a place for it at this gateway, or say what is in the way."""
 
-        def take(connection: Connection) -> Usage | Refusal:
+        def take(connection: Connection) -> Outcome:
             usage = self._locked(connection, key_id, limits)
             taken = allowance.admit(usage, limits)
-            if isinstance(taken, Usage):
-                _write(connection, key_id, taken)
-                if limits.concurrency is not None:
-                    self._add_running(connection, key_id, holder, 1)
-            return taken
+            if isinstance(taken, Refusal):
+                return usage, taken
+            _write(connection, key_id, taken)
+            if limits.concurrency is not None:
+                self._add_running(connection, key_id, holder, 1)
+            return taken, None
 
         return await self._database.write(take)
 
-    async def reserve(self, key_id: str, limits: KeyLimits, tokens: int) -> Usage | Refusal:
+    async def reserve(self, key_id: str, limits: KeyLimits, tokens: int) -> Outcome:
         """Take tokens that are about to be drawn, or say how long to wait for them."""
 
-        def take(connection: Connection) -> Usage | Refusal:
-            taken = allowance.reserve(self._locked(connection, key_id, limits), limits, tokens)
-            if isinstance(taken, Usage):
-                _write(connection, key_id, taken)
-            return taken
+        def take(connection: Connection) -> Outcome:
+            usage = self._locked(connection, key_id, limits)
+            taken = allowance.reserve(usage, limits, tokens)
+            if isinstance(taken, Refusal):
+                return usage, taken
+            _write(connection, key_id, taken)
+            return taken, None
 
         return await self._database.write(take)
 
-    async def settle(
-        self, key_id: str, limits: KeyLimits, back: int, holder: str, *, ended: bool
-    ) -> Usage:
-        """Give back tokens that were not drawn and, if the request has ended, its place."""
+    async def end(self, key_id: str, limits: KeyLimits, back: int, holder: str) -> Usage:
+        """Give up a request's place, and give back the tokens that it did not draw."""
 
         def give(connection: Connection) -> Usage:
             usage = allowance.settle(self._locked(connection, key_id, limits), limits, back)
             _write(connection, key_id, usage)
-            if ended and limits.concurrency is not None:
+            if limits.concurrency is not None:
                 self._add_running(connection, key_id, holder, -1)
-            return usage
+            return allowance.ended(usage)
 
         return await self._database.write(give)
 
-    async def renew(self, holder: str, ended: Mapping[str, int]) -> None:
-        """Say that a gateway is alive, and give up the places of requests whose end could not be
-        told before."""
+    async def renew(self, holder: str, count_of: Callable[[str], int | None]) -> None:
+        """Say that a gateway is alive, and correct its counts where a step failed half way.
 
-        def publish(connection: Connection) -> None:
-            now = self._clock()
-            for key_id, number in sorted(ended.items()):
-                self._add_running(connection, key_id, holder, -number)
-            idle = sa.and_(key_running.c.holder == holder, key_running.c.running == 0)
-            gone = key_running.c.expires_at <= now - FORGET_AFTER_S
-            connection.execute(key_running.delete().where(sa.or_(idle, gone)))
-            connection.execute(
-                key_running.update()
-                .where(key_running.c.holder == holder)
-                .values(expires_at=now + RUNNING_TTL_S)
+        `count_of` tells how many requests of a key run there, or None while a step of one is on
+        its way to the store; it is asked while nobody else can count, so its answer holds.
+        """
+        mine = key_running.c.holder == holder
+        keys = await self._database.read(
+            lambda c: c.execute(sa.select(key_running.c.key_id).where(mine)).scalars().all()
+        )
+        for key_id in keys:
+            await self._database.write(
+                lambda c, key_id=key_id: self._renew_key(c, key_id, holder, count_of)
             )
-
-        await self._database.write(publish)
+        gone = key_running.c.expires_at <= self._clock() - FORGET_AFTER_S
+        await self._database.write(lambda c: c.execute(key_running.delete().where(gone)) and None)
 
     async def leave(self, holder: str) -> None:
         """Give up all places of a gateway that ends."""
@@ -109,6 +111,25 @@ class KeyUsage:
         )
         running = int(connection.execute(alive).scalar_one())
         return Usage(usage.requests, usage.tokens, usage.at_us, running)
+
+    def _renew_key(
+        self,
+        connection: Connection,
+        key_id: str,
+        holder: str,
+        count_of: Callable[[str], int | None],
+    ) -> None:
+        lock = sa.select(key_usage.c.key_id).where(key_usage.c.key_id == key_id)
+        connection.execute(lock.with_for_update()).first()
+        mine = sa.and_(key_running.c.key_id == key_id, key_running.c.holder == holder)
+        count = count_of(key_id)
+        if count == 0:
+            connection.execute(key_running.delete().where(mine))
+            return
+        values: dict[str, float] = {"expires_at": self._clock() + RUNNING_TTL_S}
+        if count is not None:
+            values["running"] = count
+        connection.execute(key_running.update().where(mine).values(values))
 
     def _add_running(self, connection: Connection, key_id: str, holder: str, number: int) -> None:
         # only the gateway itself writes its row, so the count holds also after a late renewal

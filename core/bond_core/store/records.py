@@ -66,6 +66,12 @@ class CompletionRecord:
     """Position in the log; set by the store."""
 
     @property
+    def total_tokens(self) -> int:
+        """Tokens that the request took: the prompt once, and every candidate."""
+        drawn = sum(len(c.completion.token_ids) for c in self.candidates)
+        return len(self.prompt_token_ids) + drawn
+
+    @property
     def chosen_tokens(self) -> int:
         """Tokens of the answers that were returned."""
         by_index = {c.index: c for c in self.candidates}

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 
+from bond_server.access.bounded_body import refuse_too_many
 from bond_server.context import RequestContext
 from bond_server.gateway import Gateway
 from bond_server.schemas.openai import AnswerBody, GenerationBody
@@ -29,6 +30,7 @@ def make_ask(
     requested_model: str,
 ) -> Ask:
     """The ask of a body; `n` and `best_of` are the caller's to add."""
+    refuse_too_many(len(body.messages), gateway.config.access)
     return Ask(
         context=context,
         requested_model=requested_model,

@@ -77,6 +77,7 @@ class GenerationService:
         `follow_up` false the caller judges single samples itself.
         """
         plan = self.plan(ask)
+        await ask.context.meter.reserve(ask.messages, ask.params.max_tokens, plan.best_of)
         draft = self._recording.draft(ask, plan)
         self._metrics.assignments.labels(plan.arm.value).inc()
         with self._metrics.in_flight.track_inprogress():
@@ -100,6 +101,7 @@ class GenerationService:
         except BaseException:
             self._after_answer.forget(record.id)
             raise
+        ask.context.meter.spend(record.total_tokens)
         elapsed = time.perf_counter() - ask.context.started
         overhead_s = elapsed - record.generate_s - record.score_s
         self._metrics.answered(record, overhead_s)

@@ -37,7 +37,10 @@ class Recording:
 
     def draft(self, ask: Ask, plan: Plan) -> CompletionRecord:
         """The row of a request that has just been planned."""
-        consent = self._train_by_default if ask.may_store is None else ask.may_store
+        caller = ask.context.caller
+        keep = _given(caller.log_content, self._keep_content)
+        default = _given(caller.may_train, self._train_by_default)
+        consent = _given(ask.may_store, default) and caller.may_train is not False
         return CompletionRecord(
             id=uuid7(),
             created_at=ask.context.arrived_at,
@@ -50,13 +53,15 @@ class Recording:
             params=ask.params,
             standard_sampling=ask.params.same_distribution(self._standard),
             split=split_of(ask.messages),
-            may_train=consent and self._keep_content,
+            may_train=consent and keep,
             unit=ask.unit,
+            key=caller.key_id,
+            keep_content=keep,
         )
 
     async def commit(self, record: CompletionRecord) -> None:
         """Return once the row is committed. Raises `StoreUnavailableError`."""
-        row = record if self._keep_content else without_content(record)
+        row = record if record.keep_content else without_content(record)
         try:
             await self._completions.record(row)
         except StoreUnavailableError:
@@ -97,6 +102,10 @@ class Recording:
     async def _commit_cancelled(self, row: CompletionRecord) -> None:
         await self.commit(row)
         self._metrics.requests.labels(row.arm.value, row.status).inc()
+
+
+def _given(value: bool | None, default: bool) -> bool:
+    return default if value is None else value
 
 
 def without_content(record: CompletionRecord) -> CompletionRecord:

@@ -155,7 +155,6 @@ def test_models_policies_and_training_are_parsed() -> None:
         (403, BondAccessError),
         (429, BondRateLimitError),
         (404, BondNotFoundError),
-        (429, BondInvalidRequestError),
         (500, BondUnavailableError),
         (503, BondUnavailableError),
     ],

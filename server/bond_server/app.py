@@ -22,6 +22,7 @@ from bond_server.routes import (
     metrics,
     models,
     policies,
+    session,
     training,
 )
 from bond_server.schemas.completion import ErrorAnswer
@@ -34,6 +35,7 @@ ROUTERS = (
     models.router,
     policies.router,
     training.router,
+    session.router,
     health.router,
     metrics.router,
 )

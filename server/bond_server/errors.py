@@ -99,6 +99,7 @@ UNKNOWN_CODE = "unknown_parameter"
 VALUE_CODE = "invalid_value"
 DEPTH_CODE = "body_too_deep"
 TOKEN_LIMIT_CODE = "token_limit_too_low"
+NO_KEYS_CODE = "no_keys"
 JSON_CODE = "invalid_json"
 BODY_CODE = "invalid_body"
 

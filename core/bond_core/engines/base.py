@@ -10,6 +10,14 @@ from typing import Protocol
 
 from bond_core.types import Conversation, Generation, SamplingParams, TextDelta
 
+CHAT_FIELDS = frozenset(
+    {
+        "chat_template_kwargs", "documents", "include_reasoning", "parallel_tool_calls",
+        "reasoning_effort", "tool_choice", "tools",
+    }
+)  # fmt: skip
+"""Fields of `SamplingParams.further` that mean nothing where raw text is continued."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
@@ -31,6 +39,8 @@ class EngineInfo:
     Empty if the engine does not know the folder."""
     no_adapters_because: str = ""
     """Where `adapters` is false: what is missing, and what to add."""
+    fields: frozenset[str] = frozenset()
+    """What `SamplingParams.further` may hold."""
 
 
 class TokenScorer(Protocol):

@@ -18,6 +18,7 @@ from bond_core.types import (
     Completion,
     Message,
     SamplingParams,
+    ToolCall,
 )
 
 Row = dict[str, Any]
@@ -106,7 +107,23 @@ def decode(row: RowMapping) -> CompletionRecord:
 
 def decode_messages(stored: Sequence[Mapping[str, Any]] | None) -> tuple[Message, ...]:
     """The conversation; empty if content was not kept."""
-    return tuple(Message(m["role"], m["content"]) for m in stored or ())
+    return tuple(
+        Message(
+            m["role"],
+            m["content"],
+            m.get("name"),
+            m.get("tool_call_id"),
+            _decode_tool_calls(m.get("tool_calls")),
+        )
+        for m in stored or ()
+    )
+
+
+def _decode_tool_calls(stored: Sequence[Mapping[str, Any]] | None) -> tuple[ToolCall, ...]:
+    return tuple(
+        ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
+        for call in stored or ()
+    )
 
 
 def finite(name: str, value: float | None) -> float | None:
@@ -153,6 +170,8 @@ def _encode_params(params: SamplingParams) -> Row:
         "logit_bias": {str(token): bias for token, bias in params.logit_bias.items()},
         "stop": list(params.stop),
         "seed": params.seed,
+        "top_logprobs": params.top_logprobs,
+        "further": dict(params.further),
     }
 
 
@@ -168,6 +187,8 @@ def _decode_params(row: Row) -> SamplingParams:
         logit_bias={int(token): value for token, value in bias.items()},
         stop=tuple(row["stop"]),
         seed=row["seed"],
+        top_logprobs=row.get("top_logprobs"),
+        further=row.get("further", {}),
     )
 
 
@@ -182,6 +203,7 @@ def _encode_content(record: CompletionRecord) -> Row:
                 "text": c.completion.text,
                 "finish_reason": c.completion.finish_reason,
                 "score": finite("candidate score", c.score),
+                **_encode_further(c.completion),
             }
             for c in candidates
         ]
@@ -192,6 +214,16 @@ def _encode_content(record: CompletionRecord) -> Row:
         if candidates
         else None,
     }
+
+
+def _encode_further(completion: Completion) -> Row:
+    """What few completions have; details are for the answer alone and are not kept."""
+    further: Row = {}
+    if completion.tool_calls:
+        further["tool_calls"] = [call.as_dict() for call in completion.tool_calls]
+    if completion.reasoning:
+        further["reasoning"] = completion.reasoning
+    return further
 
 
 def _decode_candidates(
@@ -207,6 +239,8 @@ def _decode_candidates(
                 token_ids=token_ids,
                 logprobs=logprobs,
                 finish_reason=item["finish_reason"],
+                tool_calls=_decode_tool_calls(item.get("tool_calls")),
+                reasoning=item.get("reasoning", ""),
             ),
             score=item["score"],
         )

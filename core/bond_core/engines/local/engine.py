@@ -122,26 +122,28 @@ class LocalEngine:
     ) -> AsyncIterator[TextDelta]:
         """See `Engine.stream`."""
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | tuple[Completion, ...] | Exception] = asyncio.Queue()
+        pieces: asyncio.Queue[TextDelta | tuple[Completion, ...] | Exception] = asyncio.Queue()
 
-        def put(item: str | tuple[Completion, ...] | Exception) -> None:
+        def put(item: TextDelta | tuple[Completion, ...] | Exception) -> None:
             _call_soon(loop, pieces.put_nowait, item)
 
         request = await self._request(version, prompt, params, 1, put, put)
         request.piece = put
         worker = self._running()
         worker.submit(request)
-        ended = False
+        ended, shown = False, 0
         try:
             while True:
                 item = await pieces.get()
-                if isinstance(item, str):
-                    yield TextDelta(item)
+                if isinstance(item, TextDelta):
+                    shown += len(item.details)
+                    yield item
                     continue
                 ended = True
                 if isinstance(item, Exception):
                     raise item
-                yield TextDelta("", item[0], request.prompt_token_ids)
+                rest = item[0].details[shown:]
+                yield TextDelta("", item[0], request.prompt_token_ids, rest)
                 return
         finally:
             if not ended:

@@ -4,8 +4,11 @@ import httpx
 import pytest
 from api_keys import bearer, make_key
 from running_gateway import MakeConfig, Run, settled
+from stored import completion
 
 from bond_core.store import CompletionRecord
+from bond_core.types import Candidate, Completion, Message, SamplingParams, TokenDetail, ToolCall
+from bond_server.services.recording import without_content
 
 TEXT = "where is my parcel?"
 
@@ -68,6 +71,29 @@ async def test_content_is_kept_as_the_key_says(
         assert {t for c in row.candidates for t in c.completion.token_ids} == {0}
     tokens = sum(len(c.completion.token_ids) for c in row.candidates)
     assert tokens == answer["usage"]["completion_tokens"]  # numbers are kept either way
+
+
+def test_no_words_are_left_in_a_row_without_content() -> None:
+    call = ToolCall("call-1", "look_up", '{"secret": 1}')
+    drawn = Completion(
+        "secret", (5, 6), (-0.5, -0.25), "tool_calls",
+        (TokenDetail("secret", -0.5),), (call,), "secret thoughts",
+    )  # fmt: skip
+    params = SamplingParams(stop=("secret",), further={"tools": [{"name": "secret"}]}, top_k=3)
+    record = completion(
+        "a",
+        messages=(Message("assistant", "secret", tool_calls=(call,)),),
+        candidates=(Candidate(0, drawn, 1.5),),
+        params=params,
+    )
+    bare = without_content(record)
+    assert "secret" not in repr(bare)
+    assert "look_up" not in repr(bare)
+    [candidate] = bare.candidates
+    assert (candidate.score, candidate.completion.logprobs) == (1.5, (-0.5, -0.25))
+    assert candidate.completion.token_ids == (0, 0)
+    assert candidate.completion.finish_reason == "tool_calls"
+    assert (bare.params.top_k, bare.prompt_token_ids, bare.may_train) == (3, (0, 0, 0), False)
 
 
 async def row_of(completions: object, response: httpx.Response) -> CompletionRecord:

@@ -108,7 +108,11 @@ UNMETERED = Meter(None, "", NO_LIMITS)
 
 def estimate(messages: Sequence[Message], max_tokens: int, n: int) -> int:
     """The most that an answer is taken to cost before the prompt has been tokenised."""
-    num_bytes = sum(len(message.content.encode(errors="replace")) for message in messages)
+    num_bytes = sum(
+        len(text.encode(errors="replace"))
+        for message in messages
+        for text in (message.content, *(call.arguments for call in message.tool_calls))
+    )
     return math.ceil(num_bytes / BYTES_PER_TOKEN) + n * max_tokens
 
 

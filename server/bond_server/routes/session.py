@@ -79,12 +79,12 @@ async def end_session(request: Request, gateway: GatewayDep) -> Response:
 
 
 def _view(key: ApiKey, session: Session | None, token: str | None) -> SessionView:
-    by_cookie = session is not None and token is not None
+    by_cookie = None if session is None else token
     return SessionView(
         open=False,
         key=key.id,
         name=key.name,
         scopes=sorted(key.scopes),
         expires_at=session.expires_at if session is not None else None,
-        csrf_token=csrf_token_of(token) if by_cookie else None,
+        csrf_token=None if by_cookie is None else csrf_token_of(by_cookie),
     )

@@ -109,7 +109,7 @@ def _given(value: bool | None, default: bool) -> bool:
 
 
 def without_content(record: CompletionRecord) -> CompletionRecord:
-    """The row with its numbers alone: no messages, no text, and no tokens to rebuild it from.
+    """The row with its numbers alone: nobody's words, and no tokens to rebuild them from.
 
     Token ids are replaced by zeros, one for each, because how many they were is a number.
     """
@@ -119,6 +119,9 @@ def without_content(record: CompletionRecord) -> CompletionRecord:
             replace(
                 candidate.completion,
                 text="",
+                details=(),
+                tool_calls=(),
+                reasoning="",
                 token_ids=(0,) * len(candidate.completion.token_ids),
             ),
             candidate.score,
@@ -128,6 +131,7 @@ def without_content(record: CompletionRecord) -> CompletionRecord:
     return replace(
         record,
         messages=(),
+        params=replace(record.params, stop=(), further={}),  # tools and formats are words too
         candidates=candidates,
         prompt_token_ids=(0,) * len(record.prompt_token_ids),
         may_train=False,

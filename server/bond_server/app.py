@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from bond_core import __version__
 from bond_core.config import BondConfig
+from bond_server.access.middleware import AccessMiddleware
 from bond_server.asgi import RequestMiddleware
 from bond_server.errors import install_error_handlers
 from bond_server.gateway import open_gateway
@@ -22,6 +23,7 @@ from bond_server.routes import (
     metrics,
     models,
     policies,
+    session,
     training,
 )
 from bond_server.schemas.completion import ErrorAnswer
@@ -35,6 +37,7 @@ ROUTERS = (
     models.router,
     policies.router,
     training.router,
+    session.router,
     health.router,
     metrics.router,
 )
@@ -65,7 +68,8 @@ def create_app(config: BondConfig) -> FastAPI:
         docs_url=None,  # both pages load their scripts from elsewhere, and stay blank offline
         redoc_url=None,
     )
-    app.add_middleware(RequestMiddleware, metrics=instruments)
+    app.add_middleware(AccessMiddleware)  # the last one added is the outermost
+    app.add_middleware(RequestMiddleware, metrics=instruments, access=config.access)
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router, responses=ERRORS)

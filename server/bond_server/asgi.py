@@ -3,13 +3,14 @@
 import logging
 import re
 import time
-from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bond_core.config import AccessConfig
+from bond_server.access.bounded_body import BoundedBody
+from bond_server.access.rules import PATH_KEY
 from bond_server.context import CONTEXT_KEY, RequestContext
 from bond_server.errors import internal_error
 from bond_server.ids import uuid7
@@ -17,7 +18,6 @@ from bond_server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -25,9 +25,10 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class RequestMiddleware:
     """Gives each request its context, and every answer its id and its time."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access: AccessConfig) -> None:
         self._app = app
         self._metrics = metrics
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event stream."""
@@ -37,9 +38,9 @@ class RequestMiddleware:
         context = _context_of(scope)
         scope[CONTEXT_KEY] = context
         watch = _Sending(send, context)
-        limited = _Limited(receive, _declared_length(scope))
+        body = BoundedBody(receive, scope["headers"], self._access)
         try:
-            await self._app(scope, limited.receive, watch.send)
+            await self._app(scope, body.receive, watch.send)
         except Exception:
             logger.exception("request %s failed", context.request_id)
             if watch.status is not None:  # too late for an error; end the connection
@@ -47,29 +48,10 @@ class RequestMiddleware:
             await internal_error(context.request_id)(scope, receive, watch.send)
         finally:
             route: Any = scope.get("route")
-            path = getattr(route, "path", "unmatched")
+            path = getattr(route, "path", None) or scope.get(PATH_KEY, "unmatched")
             code = str(watch.status or 499)
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.http_requests.labels(path, method, code).inc()
-
-
-class _Limited:
-    """Counts the body as it is read; over the limit, reading it is an HTTP error."""
-
-    def __init__(self, receive: Receive, declared: int) -> None:
-        self._receive = receive
-        self._declared = declared
-        self._read = 0
-
-    async def receive(self) -> Message:
-        if self._declared > MAX_BODY_BYTES:
-            raise _too_large()
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._read += len(message.get("body", b""))
-            if self._read > MAX_BODY_BYTES:
-                raise _too_large()
-        return message
 
 
 class _Sending:
@@ -90,21 +72,7 @@ class _Sending:
         await self._send(message)
 
 
-def _too_large() -> HTTPException:
-    # the rest of the body is not read, so the connection cannot be used again
-    return HTTPException(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body is larger than {MAX_BODY_BYTES} bytes",
-        {"connection": "close"},
-    )
-
-
 def _context_of(scope: Scope) -> RequestContext:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     request_id = given.decode("ascii") if _REQUEST_ID.fullmatch(given) else uuid7()
     return RequestContext(request_id, time.time(), time.perf_counter())
-
-
-def _declared_length(scope: Scope) -> int:
-    value = next((v for name, v in scope["headers"] if name == b"content-length"), b"0")
-    return int(value) if value.isdigit() else 0

@@ -10,6 +10,8 @@ from bond_core.config import BondConfig, FakeEngineConfig, ScorerConfig
 from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
 from bond_core.store import Store, open_store
+from bond_server.access.binding import refuse_open
+from bond_server.access.gatekeeper import Gatekeeper, open_gatekeeper
 from bond_server.metrics import Metrics
 from bond_server.services.after_answer import AfterAnswer, Judges
 from bond_server.services.arms import servable_arms
@@ -42,6 +44,7 @@ class Gateway:
     after_answer: AfterAnswer
     controller: Controller
     background: Background
+    gatekeeper: Gatekeeper
     started_at: float
     """Unix seconds."""
 
@@ -61,6 +64,9 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             exclusive_gateway=True,
         )
         stack.push_async_callback(store.close)
+        gatekeeper = await open_gatekeeper(store, config.access.refresh_s)
+        stack.push_async_callback(gatekeeper.close)
+        refuse_open(config, has_keys=gatekeeper.keyring.has_keys)
         engine = build_engine(config.engine, config.model, adapters_dir=config.adapters_dir)
         stack.push_async_callback(engine.close)
         await engine.start()
@@ -69,13 +75,15 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             await _open_scorer(config.judge, stack) if config.judge else None,
             await _open_scorer(config.gold, stack) if config.gold else None,
         )
-        gateway = _assemble(config, metrics, store, engine, judges)
+        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper)
         await gateway.controller.restore()
         stack.push_async_callback(gateway.controller.close)
         loops = [
             asyncio.create_task(gateway.controller.run(), name="controller"),
             asyncio.create_task(gateway.controller.sweep_forever(), name="sweep"),
             asyncio.create_task(gateway.after_answer.run(), name="after answer"),
+            asyncio.create_task(gatekeeper.keyring.run(), name="keys"),
+            asyncio.create_task(gatekeeper.limiter.run(), name="limits"),
         ]
         try:
             yield gateway
@@ -95,7 +103,12 @@ async def _open_scorer(config: ScorerConfig, stack: AsyncExitStack) -> Scorer:
 
 
 def _assemble(
-    config: BondConfig, metrics: Metrics, store: Store, engine: Engine, judges: Judges
+    config: BondConfig,
+    metrics: Metrics,
+    store: Store,
+    engine: Engine,
+    judges: Judges,
+    gatekeeper: Gatekeeper,
 ) -> Gateway:
     background = Background()
     residents = (
@@ -131,5 +144,6 @@ def _assemble(
         after_answer=after_answer,
         controller=Controller(store, policies, after_answer, metrics, config.server.policy_poll_s),
         background=background,
+        gatekeeper=gatekeeper,
         started_at=time.time(),
     )

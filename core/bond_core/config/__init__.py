@@ -1,5 +1,6 @@
 """The configuration: closed, typed, one file for both processes."""
 
+from bond_core.config.access import AccessConfig
 from bond_core.config.engine import (
     EngineConfig,
     FakeEngineConfig,
@@ -42,6 +43,7 @@ from bond_core.config.trainer import (
 )
 
 __all__ = [
+    "AccessConfig",
     "ArmsConfig",
     "BondConfig",
     "ClassifierScorerConfig",

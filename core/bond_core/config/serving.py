@@ -71,7 +71,7 @@ class ServerConfig(Section):
     """The gateway's socket and what it keeps."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; loopback, because there are no keys yet."""
+    """Address to listen on; another than loopback needs API keys, or `access.allow_open`."""
     port: int = Field(default=8080, ge=0, le=65535)
     """0 takes a free port and prints it."""
     log_content: bool = True

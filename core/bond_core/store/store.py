@@ -8,10 +8,12 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
 from bond_core.errors import ConfigError, StoreUnavailableError
+from bond_core.store.access import Access
 from bond_core.store.completions import Completions
 from bond_core.store.database import Database, Durability
 from bond_core.store.evaluations import Evaluations
 from bond_core.store.gateway_lock import GatewayLock
+from bond_core.store.key_usage import KeyUsage
 from bond_core.store.leases import Leases
 from bond_core.store.migrate import MIGRATION_TIMEOUT_S, require_current, upgrade
 from bond_core.store.policies import Policies
@@ -29,7 +31,14 @@ class Store:
     evaluations: Evaluations
     training: Training
     leases: Leases
+    access: Access
+    key_usage: KeyUsage
     gateway_lock: GatewayLock | None = field(default=None)
+
+    @property
+    def takes_several_gateways(self) -> bool:
+        """Whether other gateways may serve from this store at the same time."""
+        return not isinstance(self.database, SQLiteDatabase)
 
     async def ping(self) -> None:
         """Raise `StoreUnavailableError` unless a transaction can be begun and committed now."""
@@ -83,6 +92,8 @@ async def open_store(
         evaluations=Evaluations(database),
         training=Training(database),
         leases=Leases(database, clock),
+        access=Access(database, clock),
+        key_usage=KeyUsage(database, clock),
         gateway_lock=lock,
     )
 

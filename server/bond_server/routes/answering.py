@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 
+from bond_server.access.bounded_body import refuse_too_many
 from bond_server.context import RequestContext
 from bond_server.errors import error_event
 from bond_server.forms.answer import answer_headers, plan_headers
@@ -42,6 +43,8 @@ def make_ask(
     requested_model: str,
 ) -> Ask:
     """The ask of a body; `n` and `best_of` are the caller's to add."""
+    if isinstance(body, ConversationBody):
+        refuse_too_many(len(body.messages), gateway.config.access)
     params = body.to_params(gateway.config.sampling.params())
     sent = body.model_extra
     if sent:
@@ -83,7 +86,7 @@ async def respond(
     ask = make_ask(body, request, context, gateway, target, requested_model)
     deadline_s = None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000
     ask = replace(ask, n=body.n, best_of=body.best_of, deadline_s=deadline_s)
-    begun = gateway.generation.begin(ask)
+    begun = await gateway.generation.begin(ask)
     form = _form_of(body)
     if body.stream:
         parts = gateway.generation.stream(begun)

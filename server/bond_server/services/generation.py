@@ -88,9 +88,13 @@ class GenerationService:
             refuse_distilled(self._engine.info)
         return plan
 
-    def begin(self, ask: Ask) -> Begun:
-        """Plan a request and name its row. Raises `InvalidRequestError`."""
+    async def begin(self, ask: Ask) -> Begun:
+        """Plan a request, name its row, and set its tokens aside from what its key may use.
+
+        Raises `InvalidRequestError`, and the error of a limit that is reached.
+        """
         plan = self.plan(ask)
+        await ask.context.meter.reserve(ask.messages, ask.params.max_tokens, plan.best_of)
         return Begun(ask, plan, self._recording.draft(ask, plan))
 
     async def answer(self, begun: Begun, *, follow_up: bool = True) -> Answer:
@@ -156,6 +160,7 @@ class GenerationService:
         except BaseException:
             self._after_answer.forget(record.id)
             raise
+        begun.ask.context.meter.spend(record.total_tokens)
         now = time.perf_counter()
         overhead_s = now - begun.ask.context.started - record.generate_s - record.score_s
         self._metrics.answered(record, overhead_s)

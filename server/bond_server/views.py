@@ -1,8 +1,7 @@
 """From an answer to its wire form and its headers."""
 
-from bond_core import __version__
 from bond_core.types import Candidate
-from bond_server.ids import COMPARISON_PREFIX, COMPLETION_PREFIX, uuid7
+from bond_server.ids import COMPARISON_PREFIX, COMPLETION_PREFIX, fingerprint_of, uuid7
 from bond_server.schemas.completion import (
     AnswerMessage,
     BondAnswer,
@@ -26,7 +25,7 @@ def completion_view(answer: Answer, *, return_candidates: bool) -> ChatCompletio
         id=COMPLETION_PREFIX + record.id,
         created=int(record.created_at),
         model=record.requested_model,
-        system_fingerprint=f"bond-{__version__}-{record.version}",
+        system_fingerprint=record.system_fingerprint or fingerprint_of(record.version),
         choices=[
             Choice(
                 index=index,

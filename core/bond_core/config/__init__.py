@@ -16,6 +16,7 @@ from bond_core.config.objective import (
     ObjectiveConfig,
     RlooConfig,
 )
+from bond_core.config.retention import RetentionConfig
 from bond_core.config.rollouts import RolloutsConfig
 from bond_core.config.scorer import (
     ClassifierScorerConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "PoolingScorerConfig",
+    "RetentionConfig",
     "RlooConfig",
     "RolloutsConfig",
     "SamplingConfig",

@@ -84,7 +84,7 @@ class GenerationService:
                 generation, generate_s = await self._draw(ask, plan)
                 selection = await self._choose(ask, plan, generation)
             record = _complete(draft, generation, selection, generate_s, ask.context.started)
-            finishing = asyncio.create_task(self._finish(record, ask, follow_up))
+            finishing = asyncio.create_task(self._finish(record, plan, ask, follow_up))
             try:
                 overhead_s = await asyncio.shield(finishing)
             except asyncio.CancelledError:
@@ -92,11 +92,14 @@ class GenerationService:
                 raise
         return Answer(record, plan.strategy, overhead_s, _note(plan))
 
-    async def _finish(self, record: CompletionRecord, ask: Ask, follow_up: bool) -> float:
+    async def _finish(
+        self, record: CompletionRecord, plan: Plan, ask: Ask, follow_up: bool
+    ) -> float:
         """Commit, count and pass on; returns the gateway's own time in seconds."""
         self._after_answer.expect(record.id)
         try:
-            await self._recording.commit(record)
+            uncommitted = Answer(record, plan.strategy, record.overhead_s, _note(plan))
+            await self._recording.commit(record, ask.claim and ask.claim.settle(uncommitted))
         except BaseException:
             self._after_answer.forget(record.id)
             raise

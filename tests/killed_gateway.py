@@ -28,7 +28,10 @@ from bond_core.store.database import in_chunks
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("core", "server", "tests")
 WORKERS = 8
-REWARDS = "def length(prompts, completions, **kw):\n    return [float(len(c[0]['content'])) for c in completions]\n"
+REWARDS = """
+def length(prompts, completions, **kwargs):
+    return [float(len(turns[0]["content"])) for turns in completions]
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,8 +124,8 @@ class Bench:
         async with aiohttp.ClientSession(headers=headers) as session:
 
             async def bare(n: int) -> None:
-                body = wire.chat_body(
-                    engine._base_name, self.prompts[0], self.params, n, priority=0
+                _, body = wire.request(
+                    engine._versions.base_name, self.prompts[0], self.params, n, priority=0
                 )
                 async with session.post(
                     f"{self.arguments.url}/v1/chat/completions", json=body

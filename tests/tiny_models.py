@@ -1,10 +1,7 @@
 """Tiny real models for tests: a chat policy, a reward model and random LoRA adapters.
 
 Everything is made from fixed seeds in a temporary folder, in the ordinary Hugging Face formats, so
-that tests run the same code as deployments do, without downloads. Import what a test package needs
-into its `conftest.py`:
-
-    from tiny_models import tiny_policy_path, tiny_reward_path  # noqa: F401
+that tests run the same code as deployments do, without downloads.
 
 A policy has 2 layers of width 64, a byte-level vocabulary of 300 tokens and 256 positions. Its
 answers are random characters; the end of the answer comes after a few dozen tokens.

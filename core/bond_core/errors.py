@@ -10,6 +10,7 @@
     │   └── ProbeError              loaded, but what is served is not this version
     ├── UnknownVersionError         the engine does not hold this version
     ├── EngineUnavailableError      the engine cannot answer now
+    ├── DeadlineError               nothing had been drawn when the request's deadline came
     ├── ScoringError                a scorer failed, or returned something that is not a score
     │   └── ScorerUnavailableError  its server is away, refuses us or answers nonsense
     ├── PolicyStateError            a policy version may not change in this way
@@ -73,6 +74,10 @@ class UnknownVersionError(BondError):
 
 class EngineUnavailableError(BondError):
     """The engine cannot answer now."""
+
+
+class DeadlineError(BondError):
+    """Nothing had been drawn when the request's deadline came."""
 
 
 class ScoringError(BondError):

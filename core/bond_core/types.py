@@ -8,13 +8,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+Role = Literal["system", "user", "assistant", "tool", "prompt"]
+"""`prompt` is raw text that the model continues, without its chat template; it stands alone."""
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 REFERENCE_VERSION = "v0000"
 """The policy version that is the reference itself: a zero-delta adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function that the model asks for."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON, as the model wrote it: it need not be valid."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The OpenAI form."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +39,44 @@ class Message:
 
     role: Role
     content: str
+    name: str | None = None
+    tool_call_id: str | None = None
+    """Of a `tool` turn: the call that it answers."""
+    tool_calls: tuple[ToolCall, ...] = ()
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """The OpenAI and chat-template form."""
-        return {"role": self.role, "content": self.content}
+        form: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.name is not None:
+            form["name"] = self.name
+        if self.tool_call_id is not None:
+            form["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            form["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        return form
 
 
 Conversation = Sequence[Message]
 
 
+def raw_prompt(conversation: Conversation) -> str | None:
+    """The text that is to be continued as it is, or None for a conversation of turns."""
+    if len(conversation) == 1 and conversation[0].role == "prompt":
+        return conversation[0].content
+    return None
+
+
+def judged_as(conversation: Conversation) -> Conversation:
+    """The conversation as scorers read it: raw text is what a user says."""
+    text = raw_prompt(conversation)
+    return conversation if text is None else (Message("user", text),)
+
+
 def _no_bias() -> Mapping[int, float]:
+    return MappingProxyType({})
+
+
+def _nothing_further() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
@@ -52,10 +96,36 @@ class SamplingParams:
     seed: int | None = None
     """With a seed, candidate i of a request draws from its own stream (seed, i), so that the
     answer does not depend on what else is in the batch."""
+    top_logprobs: int | None = None
+    """Alternatives told with each token (`Completion.details`); None tells no details."""
+    further: Mapping[str, Any] = field(default_factory=_nothing_further)
+    """Fields of the engine's own that it publishes as `EngineInfo.fields` (tools, response format,
+    vLLM's parameters), in the form of its HTTP interface; they reach every candidate unchanged."""
 
     def same_distribution(self, other: "SamplingParams") -> bool:
-        """Whether both draw from the same law (the seed does not change the law)."""
-        return replace(self, seed=None) == replace(other, seed=None)
+        """Whether both draw from the same law (neither seed nor details change the law)."""
+        return replace(self, seed=None, top_logprobs=None) == replace(
+            other, seed=None, top_logprobs=None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have been drawn."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDetail:
+    """A drawn token as people read it. At temperature 0 the numbers are the model's own, those of
+    temperature 1, and not those of the law that was drawn from, which is a point."""
+
+    token: str
+    logprob: float
+    top: tuple[Alternative, ...] = ()
+    """The most likely tokens, most likely first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +142,11 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    details: tuple[TokenDetail, ...] = ()
+    """One per token if `SamplingParams.top_logprobs` asks for them."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    """What an engine's reasoning parser took out of the text."""
 
     @property
     def logprob(self) -> float:
@@ -94,6 +169,11 @@ class TextDelta:
     text: str
     completion: Completion | None = None
     prompt_token_ids: tuple[int, ...] = ()
+    details: tuple[TokenDetail, ...] = ()
+    """Of the tokens whose text this is, as far as they have come."""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """Pieces of tool calls in OpenAI's streamed form."""
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from bond_server.routes import (
     best_of_n,
     chat,
     compare,
+    completions,
     distilled,
     health,
     metrics,
@@ -27,6 +28,7 @@ from bond_server.schemas.completion import ErrorAnswer
 
 ROUTERS = (
     chat.router,
+    completions.router,
     best_of_n.router,
     distilled.router,
     compare.router,

@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bond_server.context import RequestContext
+from bond_server.context import CONTEXT_KEY, RequestContext
 from bond_server.errors import internal_error
 from bond_server.ids import uuid7
 from bond_server.metrics import Metrics
@@ -18,7 +18,6 @@ from bond_server.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-CONTEXT_KEY = "bond.context"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 

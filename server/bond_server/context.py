@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+CONTEXT_KEY = "bond.context"
+"""Where the scope of a request has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:

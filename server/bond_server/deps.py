@@ -7,8 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from bond_server.asgi import CONTEXT_KEY
-from bond_server.context import RequestContext
+from bond_server.context import CONTEXT_KEY, RequestContext
 from bond_server.gateway import Gateway
 
 

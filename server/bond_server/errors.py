@@ -1,6 +1,5 @@
 """The one table from exceptions to HTTP, and the one shape of an error."""
 
-import difflib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from starlette.exceptions import HTTPException
 from bond_core.errors import (
     AdapterError,
     BondError,
+    DeadlineError,
     EngineUnavailableError,
     InvalidRequestError,
     PromptTooLongError,
@@ -24,8 +24,9 @@ from bond_core.errors import (
     UnknownModelError,
     UnknownVersionError,
 )
+from bond_server.context import CONTEXT_KEY
 from bond_server.schemas.completion import ErrorAnswer, ErrorBody
-from bond_server.schemas.openai import REFUSED_PARAMETERS, ChatCompletionRequest, ComparisonRequest
+from bond_server.services.engine_fields import UNKNOWN_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ ERROR_TABLE: tuple[Mapped, ...] = (
     Mapped(InvalidRequestError, HTTPStatus.BAD_REQUEST, "invalid_request_error", "invalid_value"),
     Mapped(UnknownVersionError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "version_unloaded"),
     Mapped(AdapterError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "adapter_refused"),
+    Mapped(DeadlineError, HTTPStatus.GATEWAY_TIMEOUT, "server_error", "deadline_exceeded"),
     Mapped(
         EngineUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "engine_unavailable"
     ),
@@ -76,8 +78,6 @@ HTTP_CODES: Mapping[int, str] = {
 """Codes of errors that the framework raises."""
 
 INTERNAL_CODE = "internal_error"
-UNSUPPORTED_CODE = "unsupported_parameter"
-UNKNOWN_CODE = "unknown_parameter"
 VALUE_CODE = "invalid_value"
 JSON_CODE = "invalid_json"
 BODY_CODE = "invalid_body"
@@ -115,19 +115,37 @@ def error_json(body: ErrorBody, status: int, headers: Mapping[str, str] | None =
 
 def internal_error(request_id: str) -> Response:
     """What a client learns of a defect of ours: where to find it in the log."""
+    return error_json(_internal(request_id), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _internal(request_id: str) -> ErrorBody:
     message = f"internal error; the server's log has the cause under request {request_id}"
-    body = ErrorBody(message=message, type="server_error", param=None, code=INTERNAL_CODE)
-    return error_json(body, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return ErrorBody(message=message, type="server_error", param=None, code=INTERNAL_CODE)
+
+
+def error_event(request: Request, error: Exception) -> str:
+    """The data of an event that ends a stream which had begun."""
+    if isinstance(error, BondError):
+        body, _ = _told(request, error)
+    else:
+        request_id = request.scope[CONTEXT_KEY].request_id
+        logger.exception("request %s failed in its stream", request_id, exc_info=error)
+        body = _internal(request_id)
+    return json.dumps(ErrorAnswer(error=body).model_dump())
 
 
 def _bond_error(request: Request, error: BondError) -> Response:
+    body, status = _told(request, error)
+    return error_json(body, status)
+
+
+def _told(request: Request, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
     row = next(row for row in ERROR_TABLE if isinstance(error, row.error))
     param = error.param if isinstance(error, InvalidRequestError) else None
     code = error.code if isinstance(error, InvalidRequestError) and error.code else row.code
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("%s %s: %s", request.method, request.url.path, error.message)
-    body = ErrorBody(message=error.message, type=row.type, param=param, code=code)
-    return error_json(body, row.status)
+    return ErrorBody(message=error.message, type=row.type, param=param, code=code), row.status
 
 
 def _http_exception(request: Request, error: HTTPException) -> Response:
@@ -181,10 +199,5 @@ def _describe_body(problem: Mapping[str, Any]) -> str:
 
 
 def _describe_extra(path: Sequence[str]) -> tuple[str, str]:
-    name = path[-1]
-    if len(path) == 1 and name in REFUSED_PARAMETERS:
-        return f"{name} is not supported; leave it out", UNSUPPORTED_CODE
-    message = f"there is no parameter {'.'.join(path)}"
-    known = {*ChatCompletionRequest.model_fields, *ComparisonRequest.model_fields}
-    close = difflib.get_close_matches(name, known, n=1) if len(path) == 1 else []
-    return f"{message}; did you mean {close[0]}?" if close else message, UNKNOWN_CODE
+    """Of parts of a body, and of bodies that no engine's fields can be in."""
+    return f"there is no parameter {'.'.join(path)}", UNKNOWN_CODE

@@ -6,6 +6,7 @@ import time
 from bond_core import __version__
 
 COMPLETION_PREFIX = "chatcmpl-"
+TEXT_COMPLETION_PREFIX = "cmpl-"
 COMPARISON_PREFIX = "bondcmp-"
 
 

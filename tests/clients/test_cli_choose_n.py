@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_policy_path
 from tiny_training import REWARD, prompts_file
 from typer.testing import CliRunner
 
@@ -12,8 +11,6 @@ from bond_cli.commands.choose_n import peak_sentence
 from bond_cli.main import app
 from bond_core.choosing_n import Peak
 from bond_core.over_optimisation import RewardCurve
-
-__all__ = ["tiny_policy_path"]
 
 
 @pytest.fixture

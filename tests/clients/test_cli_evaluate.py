@@ -6,15 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_policy_path
 from tiny_training import REWARD, config_of, prompts_file
 from typer.testing import CliRunner
 
 from bond_cli.main import app
 from bond_cli.resolved import write_resolved
 from bond_trainer import run_training
-
-__all__ = ["tiny_policy_path"]
 
 
 @pytest.fixture(scope="module")

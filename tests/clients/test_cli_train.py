@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_models import tiny_policy_path
 from tiny_training import REWARD
 from typer.testing import CliRunner
 
 from bond_cli.commands.train import AboveTheBar
 from bond_cli.main import app
-
-__all__ = ["tiny_policy_path"]
 
 
 @pytest.fixture

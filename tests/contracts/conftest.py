@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_adapter, tiny_policy_path, tiny_reward_path
-from vllm_servers import POOLING_KEY, policy_url, pooling_url
+from tiny_models import tiny_adapter
+from vllm_servers import POOLING_KEY
 
 from bond_core.config import (
     ClassifierScorerConfig,
@@ -18,8 +18,6 @@ from bond_core.config import (
 )
 from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
-
-__all__ = ["policy_url", "pooling_url", "tiny_policy_path", "tiny_reward_path"]
 
 REWARD_FUNCTION = '''
 def reward(prompts, completions, **kwargs):

@@ -7,3 +7,4 @@ from databases import (  # noqa: F401
     postgres,
     store,
 )
+from failing_servers import fleet, servers  # noqa: F401

@@ -17,8 +17,6 @@ from bond_core.rewards import build_scorer
 from bond_core.rewards.classifier import ClassifierScorer
 from bond_core.types import Message
 
-tiny_reward_path = tiny_models.tiny_reward_path
-
 PROMPT = [Message("user", "Where is my order?")]
 ANSWERS = ["On its way.", "It will arrive tomorrow, we are sorry for the delay.", "no", ""]
 

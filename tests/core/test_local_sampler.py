@@ -92,7 +92,7 @@ def test_tokens_follow_the_law_and_report_it(case: str) -> None:
     law = reference_law(params, drawn)
     generator = torch.Generator().manual_seed(11)
     plan = SamplingPlan.of([row(params, drawn)] * DRAWS, VOCAB_SIZE, CPU)
-    tokens, logprobs = draw(LOGITS.expand(DRAWS, -1), plan, generator)
+    tokens, logprobs, _ = draw(LOGITS.expand(DRAWS, -1), plan, generator)
     counts = Counter(tokens.tolist())
     possible = [token for token in range(VOCAB_SIZE) if law[token] > 0]
     assert set(counts) <= set(possible)
@@ -111,7 +111,7 @@ def test_rows_of_one_batch_keep_their_own_parameters() -> None:
     generator = torch.Generator().manual_seed(3)
     plan = SamplingPlan.of(rows, VOCAB_SIZE, CPU)
     for _ in range(200):
-        tokens, logprobs = draw(LOGITS.expand(len(rows), -1), plan, generator)
+        tokens, logprobs, _ = draw(LOGITS.expand(len(rows), -1), plan, generator)
         for p, d, token, logprob in zip(
             params, drawn, tokens.tolist(), logprobs.tolist(), strict=True
         ):
@@ -123,7 +123,7 @@ def test_greedy_rows_take_the_first_of_the_best() -> None:
     rows = [row(replace(PLAIN, temperature=0.0)), row(PLAIN), row(replace(PLAIN, temperature=0.0))]
     logits = torch.tensor([[0.0, 3.0, 3.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     plan = SamplingPlan.of(rows, 3, CPU)
-    tokens, logprobs = draw(logits, plan, torch.Generator().manual_seed(0))
+    tokens, logprobs, _ = draw(logits, plan, torch.Generator().manual_seed(0))
     assert tokens[0] == 1
     assert tokens[2] == 0
     assert logprobs[0] == logprobs[2] == 0.0
@@ -132,7 +132,7 @@ def test_greedy_rows_take_the_first_of_the_best() -> None:
 
 def test_top_k_keeps_exactly_k_of_equals() -> None:
     plan = SamplingPlan.of([row(replace(PLAIN, top_k=2))] * 500, 6, CPU)
-    tokens, _ = draw(torch.zeros(500, 6), plan, torch.Generator().manual_seed(0))
+    tokens, _, _ = draw(torch.zeros(500, 6), plan, torch.Generator().manual_seed(0))
     assert set(tokens.tolist()) == {0, 1}
 
 
@@ -140,7 +140,7 @@ def test_a_token_without_probability_is_never_drawn() -> None:
     logits = torch.full((4000, 5), -torch.inf)
     logits[:, 3] = 0.0
     plan = SamplingPlan.of([row(PLAIN)] * 4000, 5, CPU)
-    tokens, logprobs = draw(logits, plan, torch.Generator().manual_seed(0))
+    tokens, logprobs, _ = draw(logits, plan, torch.Generator().manual_seed(0))
     assert set(tokens.tolist()) == {3}
     assert set(logprobs.tolist()) == {0.0}
 
@@ -202,5 +202,5 @@ def test_logits_that_are_no_law_give_nan_in_their_row_only(
     logits = LOGITS.repeat(2, 1)
     logits[1, 3] = value
     plan = SamplingPlan.of([row(params), row(params)], VOCAB_SIZE, CPU)
-    _, logprobs = draw(logits, plan, torch.Generator().manual_seed(0))
+    _, logprobs, _ = draw(logits, plan, torch.Generator().manual_seed(0))
     assert logprobs.isfinite().tolist() == [True, False]

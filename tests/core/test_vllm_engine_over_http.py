@@ -35,6 +35,7 @@ class Server:
         self.names: set[str] = set()
         self.max_model_len, self.max_lora, self.priorities = 256, 8, True
         self.version = "0.32.0"
+        self.only_v1 = False
         self.hold: asyncio.Event | None = None
         self.scoring: Callable[[], web.Response | None] = lambda: None
         self.rendering = self.rendered
@@ -43,7 +44,7 @@ class Server:
         self.url = ""
 
     async def health(self, request: web.Request) -> web.Response:
-        return web.Response()
+        return web.Response(status=404 if self.only_v1 else 200)
 
     async def models(self, request: web.Request) -> web.Response:
         base = {"id": "tiny", "root": "", "max_model_len": self.max_model_len, "parent": None}
@@ -51,6 +52,8 @@ class Server:
         return web.json_response({"data": [base, *adapters]})
 
     async def of_release(self, request: web.Request) -> web.Response:
+        if self.only_v1:
+            return _error(404, "Not Found")
         return web.json_response({"version": self.version})
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -263,6 +266,24 @@ async def test_a_hidden_tokenize_route_is_named(
         server.rendering = page
     with pytest.raises(EngineUnavailableError, match=r"/tokenize.*let that route through"):
         await engine.count_prompt_tokens(PROMPT)
+
+
+async def test_behind_a_proxy_that_hides_health_and_release_answers_come_and_adapters_do_not(
+    servers: list[Server], tiny_policy_path: Path, tmp_path: Path
+) -> None:
+    servers[0].only_v1 = True
+    config = VllmEngineConfig(urls=(servers[0].url,), health_every_s=0.05, health_timeout_s=2)
+    model = ModelConfig(path=tiny_policy_path, name="tiny")
+    engine = VllmEngine(config, model, adapters_dir=tmp_path / "adapters")
+    await engine.start()
+    try:
+        await asyncio.sleep(0.5)  # several looks
+        assert len((await engine.generate("v0000", PROMPT, PARAMS, n=2)).completions) == 2
+        assert not engine.info.adapters
+        with pytest.raises(EngineUnavailableError, match="/version"):
+            await engine.load_adapter("v0001", tiny_adapter(tmp_path / "one", seed=1), scored)
+    finally:
+        await engine.close()
 
 
 async def test_a_server_that_goes_away_during_a_load_is_left_out_and_the_others_have_it(

@@ -1,108 +1,23 @@
-"""Which server gets a request, what is asked again, and who is left out: servers that fail."""
+"""Which server gets a request, and what is asked again: servers that fail."""
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import pytest
 from aiohttp import web
+from failing_servers import (
+    SERVER_KEEPS_S,
+    Server,
+    broken_off,
+    failing,
+    fleet_over,
+    hanging,
+    work,
+)
 
-from bond_core.engines.vllm.connection import AwayError, Connection, RefusedError
+from bond_core.engines.vllm.connection import RefusedError
 from bond_core.engines.vllm.fleet import Fleet
-from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import EngineUnavailableError
-
-SERVER_KEEPS_S = 2.5
-"""After which these servers close an idle connection; vLLM's do after 5 s."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Server:
-    """A server whose behaviour a test sets; it counts what reaches it."""
-
-    def __init__(self) -> None:
-        self.behaviour: Handler = self.answers
-        self.healthy = True
-        self.names = ["base"]
-        self.asked = 0
-        self.url = ""
-
-    async def answers(self, request: web.Request) -> web.Response:
-        return web.json_response({"from": self.url})
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.asked += 1
-        return await self.behaviour(request)
-
-    async def health(self, request: web.Request) -> web.Response:
-        return web.Response(status=200 if self.healthy else 503)
-
-    async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": name} for name in self.names]})
-
-
-async def broken_off(request: web.Request) -> web.StreamResponse:
-    assert request.transport is not None
-    request.transport.close()
-    return web.Response()
-
-
-async def hanging(request: web.Request) -> web.StreamResponse:
-    await asyncio.sleep(60)
-    return web.Response()
-
-
-def failing(status: int, message: str) -> Handler:
-    async def respond(request: web.Request) -> web.StreamResponse:
-        return web.json_response({"error": {"message": message}}, status=status)
-
-    return respond
-
-
-@pytest.fixture
-async def servers() -> AsyncIterator[list[Server]]:
-    """Three of them, on free ports."""
-    made: list[Server] = []
-    runners: list[web.AppRunner] = []
-    for _ in range(3):
-        server = Server()
-        app = web.Application()
-        app.router.add_get("/health", server.health)
-        app.router.add_get("/v1/models", server.models)
-        app.router.add_post("/work", server.handle)
-        runner = web.AppRunner(app, shutdown_timeout=0.1, keepalive_timeout=SERVER_KEEPS_S)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        made.append(server)
-        runners.append(runner)
-    yield made
-    for runner in runners:
-        await runner.cleanup()
-
-
-@pytest.fixture
-async def fleet(servers: list[Server]) -> AsyncIterator[Fleet]:
-    made = fleet_over(servers)
-    yield made
-    await made.close()
-
-
-def fleet_over(servers: list[Server], timeout_s: float = 5.0, failures: int = 3) -> Fleet:
-    replicas = [
-        Replica(Connection(s.url, "key", timeout_s=timeout_s, connect_timeout_s=1.0), failures)
-        for s in servers
-    ]
-    for replica in replicas:
-        replica.admit()
-    return Fleet(replicas, every_s=0.02, timeout_s=0.5)
-
-
-async def work(replica: Replica) -> Any:
-    return await replica.connection.post("/work", {})
 
 
 async def test_a_prefix_keeps_its_server_and_prefixes_spread(fleet: Fleet) -> None:
@@ -248,124 +163,6 @@ async def test_nobody_left_names_every_reason(fleet: Fleet) -> None:
         fleet.choose("p")
 
 
-async def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-
-
-async def test_a_server_that_misses_its_looks_is_left_out_and_comes_back_restored(
-    servers: list[Server], fleet: Fleet
-) -> None:
-    restored: list[Replica] = []
-
-    async def restore(replica: Replica) -> None:
-        assert not replica.ready
-        restored.append(replica)
-
-    fleet.watch(restore)
-    sick, ours = servers[1], fleet.replicas[1]
-    sick.healthy = False
-    await until(lambda: not ours.ready)
-    assert "503" in ours.why_not_ready
-    assert fleet.replicas[0].ready
-    assert fleet.replicas[2].ready
-    sick.healthy = True
-    await until(lambda: ours.ready)
-    assert restored == [ours]
-
-
-async def test_what_runs_on_a_server_that_goes_away_is_asked_elsewhere_at_once(
-    servers: list[Server], fleet: Fleet
-) -> None:
-    async def restore(replica: Replica) -> None:
-        raise EngineUnavailableError("not yet")
-
-    fleet.watch(restore)
-    by_url = {server.url: server for server in servers}
-    hung = by_url[fleet.choose("p").url]
-    hung.behaviour = hanging
-    asking = asyncio.create_task(fleet.call("p", 1, work))
-    await until(lambda: hung.asked == 1)
-    hung.healthy = False
-    async with asyncio.timeout(4):  # its own time-out is 5 s
-        answer = await asking
-    assert answer["from"] != hung.url
-
-
-async def test_a_server_that_lost_an_adapter_is_left_out_until_it_has_it(
-    servers: list[Server], fleet: Fleet
-) -> None:
-    ours, server = fleet.replicas[0], servers[0]
-    ours.adapters = {"v0001-abc"}
-    was_left_out = asyncio.Event()
-
-    async def restore(replica: Replica) -> None:
-        if replica is ours and not ours.ready:
-            was_left_out.set()
-            server.names.append("v0001-abc")
-
-    fleet.watch(restore)
-    await asyncio.wait_for(was_left_out.wait(), 20)
-    await until(lambda: ours.ready)
-    assert ours.adapters <= set(server.names)
-
-
-async def test_a_restore_that_fails_keeps_the_server_out_with_the_reason(
-    servers: list[Server], fleet: Fleet
-) -> None:
-    async def restore(replica: Replica) -> None:
-        raise EngineUnavailableError("the probe of v0007 failed")
-
-    fleet.replicas[0].exclude("gone")
-    fleet.watch(restore)
-    await until(lambda: "v0007" in fleet.replicas[0].why_not_ready)
-    assert not fleet.replicas[0].ready
-
-
-async def test_events_are_read_until_done_and_a_cut_is_an_error(
-    servers: list[Server], fleet: Fleet
-) -> None:
-    lines = [": keep-alive", 'data: {"a": 1}', "", 'data: {"b": "ü"}', "", "data: [DONE]"]
-
-    def streaming(sent: list[str], *, cut: bool) -> Handler:
-        async def respond(request: web.Request) -> web.StreamResponse:
-            response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-            await response.prepare(request)
-            for line in sent:
-                await response.write(f"{line}\n".encode())
-            if cut:
-                assert request.transport is not None
-                request.transport.close()
-            return response
-
-        return respond
-
-    connection = fleet.replicas[0].connection
-    servers[0].behaviour = streaming(lines, cut=False)
-    found = [json.loads(data) async for data in connection.events("/work", {})]
-    assert found == [{"a": 1}, {"b": "ü"}]
-    servers[0].behaviour = streaming(lines[:2], cut=True)
-    with pytest.raises(AwayError):
-        [data async for data in connection.events("/work", {})]
-
-
-async def test_an_event_may_be_longer_than_a_buffer(servers: list[Server], fleet: Fleet) -> None:
-    """The first one of a stream has the tokens of the prompt."""
-    sent = list(range(100_000, 250_000))
-
-    async def respond(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(f"data: {json.dumps(sent)}\r\n\r\ndata: [DONE]\r\n\r\n".encode())
-        return response
-
-    servers[0].behaviour = respond
-    [found] = [data async for data in fleet.replicas[0].connection.events("/work", {})]
-    assert json.loads(found) == sent
-
-
 async def test_streams_that_succeed_keep_failures_from_being_in_a_row(
     servers: list[Server], fleet: Fleet
 ) -> None:
@@ -381,27 +178,3 @@ async def test_streams_that_succeed_keep_failures_from_being_in_a_row(
         async with fleet.held("p", 1):
             assert [data async for data in replica.connection.events("/work", {})] == []
     assert replica.ready
-
-
-async def test_what_is_loaded_during_a_look_is_not_missing(
-    servers: list[Server], fleet: Fleet
-) -> None:
-    ours, looks = fleet.replicas[0], 0
-    ours.adapters, servers[0].names = {"v0000-a"}, ["base", "v0000-a"]
-    names = ours.names
-
-    async def stale(timeout_s: float) -> set[str]:
-        nonlocal looks
-        found = await names(timeout_s)
-        looks += 1
-        servers[0].names.append(f"v{looks:04d}")
-        ours.adapters.add(f"v{looks:04d}")  # the load was answered before the look was read
-        return found
-
-    async def restore(replica: Replica) -> None:
-        pytest.fail("nothing was missing")
-
-    ours.names = stale
-    fleet.watch(restore)
-    await until(lambda: looks > 5)
-    assert ours.ready

@@ -5,14 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_policy_path
 
 from bond_core.engines.vllm.inspection import Abilities
 from bond_core.engines.vllm.opening import refuse_other_weights
 from bond_core.engines.vllm.replica import ServedModel
 from bond_core.errors import ModelLoadError
-
-__all__ = ["tiny_policy_path"]
 
 
 def serving(root: str) -> list[Abilities]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bond_core.engines.vllm import wire
+from bond_core.engines.vllm import answers, wire
 from bond_core.engines.vllm.releases import release_of, why_unsafe
 from bond_core.errors import EngineUnavailableError
-from bond_core.types import Message, SamplingParams
+from bond_core.types import Message, SamplingParams, TextDelta
 
 PROMPT = [Message("system", "Be kind."), Message("user", "Hi")]
 PARAMS = SamplingParams(max_tokens=9, temperature=0.8, top_p=0.9, top_k=7, stop=("x",))
@@ -35,7 +35,7 @@ def choice(index: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def test_every_setting_is_sent_even_at_its_default() -> None:
-    body = wire.chat_body("m", PROMPT, SamplingParams(), 3, priority=0)
+    _, body = wire.request("m", PROMPT, SamplingParams(), 3, priority=0)
     assert set(body) >= GENERATION_SETTINGS
     assert "seed" not in body
     assert "priority" not in body
@@ -54,7 +54,7 @@ def test_every_parameter_reaches_the_body() -> None:
         max_tokens=5, temperature=0.5, top_p=0.4, top_k=3, presence_penalty=0.1,
         frequency_penalty=0.2, logit_bias={7: -1.5}, stop=("a", "b"), seed=11,
     )  # fmt: skip
-    body = wire.chat_body("m", PROMPT, params, 2, priority=4)
+    _, body = wire.request("m", PROMPT, params, 2, priority=4)
     expected = {
         "max_tokens": 5, "temperature": 0.5, "top_p": 0.4, "top_k": 3, "presence_penalty": 0.1,
         "frequency_penalty": 0.2, "logit_bias": {"7": -1.5}, "stop": ["a", "b"], "priority": 4,
@@ -72,9 +72,9 @@ def test_neighbouring_seeds_share_no_candidates() -> None:
 
 def test_greedy_is_asked_for_once_and_its_law_is_a_point() -> None:
     greedy = SamplingParams(temperature=0.0)
-    assert wire.chat_body("m", PROMPT, greedy, 4, priority=0)["n"] == 1
+    assert wire.request("m", PROMPT, greedy, 4, priority=0)[1]["n"] == 1
     answer = {"choices": [choice()], "prompt_token_ids": [1]}
-    found = wire.generation(answer, greedy, 4).completions
+    found = answers.generation(answer, greedy, 4).completions
     assert [c.logprobs for c in found] == [(0.0, 0.0)] * 4
 
 
@@ -83,7 +83,7 @@ def test_completions_come_in_the_order_of_their_index() -> None:
         "choices": [choice(1, token_ids=[8, 9]), choice(0, finish_reason="length")],
         "prompt_token_ids": [1, 2],
     }
-    found = wire.generation(answer, PARAMS, 2)
+    found = answers.generation(answer, PARAMS, 2)
     assert found.prompt_token_ids == (1, 2)
     assert [c.token_ids for c in found.completions] == [(5, 6), (8, 9)]
     assert [c.finish_reason for c in found.completions] == ["length", "stop"]
@@ -111,7 +111,7 @@ def test_completions_come_in_the_order_of_their_index() -> None:
 )
 def test_an_answer_that_is_not_what_was_asked_for_is_an_error(answer: Any) -> None:
     with pytest.raises(EngineUnavailableError, match="vLLM"):
-        wire.generation(answer, PARAMS, 1)
+        answers.generation(answer, PARAMS, 1)
 
 
 def chunk(**changes: Any) -> str:
@@ -127,12 +127,13 @@ def chunk(**changes: Any) -> str:
 
 
 def test_a_stream_is_put_together() -> None:
-    answer = wire.StreamedAnswer(PARAMS)
+    answer = answers.StreamedAnswer(PARAMS)
     first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
-    assert answer.push(json.dumps(first | {"prompt_token_ids": [3, 4]})) == ""
-    assert answer.push(chunk()) == "a"
+    assert answer.push(json.dumps(first | {"prompt_token_ids": [3, 4]})) is None
+    assert answer.push(chunk()) == TextDelta("a")
     assert not answer.finished
-    assert answer.push(chunk(delta={"content": "b"}, finish_reason="stop", token_ids=[6])) == "b"
+    last = chunk(delta={"content": "b"}, finish_reason="stop", token_ids=[6])
+    assert answer.push(last) == TextDelta("b")
     assert answer.finished
     completion = answer.completion()
     assert (completion.text, completion.token_ids, completion.logprob) == ("ab", (5, 6), -1.0)
@@ -140,7 +141,7 @@ def test_a_stream_is_put_together() -> None:
 
 
 def test_a_stream_that_breaks_off_has_no_completion() -> None:
-    answer = wire.StreamedAnswer(PARAMS)
+    answer = answers.StreamedAnswer(PARAMS)
     answer.push(chunk())
     with pytest.raises(EngineUnavailableError, match="broke off"):
         answer.completion()
@@ -151,12 +152,12 @@ def test_a_stream_that_breaks_off_has_no_completion() -> None:
 )
 def test_a_chunk_that_is_none_is_an_error(data: str) -> None:
     with pytest.raises(EngineUnavailableError, match="cannot be read"):
-        wire.StreamedAnswer(PARAMS).push(data)
+        answers.StreamedAnswer(PARAMS).push(data)
 
 
 def test_an_error_inside_a_stream_is_told() -> None:
     with pytest.raises(EngineUnavailableError, match="out of memory"):
-        wire.StreamedAnswer(PARAMS).push('{"error": {"message": "out of memory"}}')
+        answers.StreamedAnswer(PARAMS).push('{"error": {"message": "out of memory"}}')
 
 
 def entry(token: int, logprobs: dict[int, float]) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def test_error_bodies_of_every_form_are_read(body: Any, message: str) -> None:
     ("version", "safe"),
     [
         ("0.32.0", True), ("0.32.1.dev3+g1234", True), ("1.0", True), ("0.31.9", False),
-        ("0.24.0", False), ("0.9.2", False), ("dev", True), ("0.0.0.dev0", True), ("", True),
+        ("0.24.0", False), ("0.9.2", False), ("dev", True), ("0.0.0.dev0", True),
     ],
 )  # fmt: skip
 def test_older_releases_are_told_why_they_may_not_swap(version: str, safe: bool) -> None:
@@ -228,6 +229,10 @@ def test_older_releases_are_told_why_they_may_not_swap(version: str, safe: bool)
     if not safe:
         assert version in why_unsafe(version)
         assert "47724" in why_unsafe(version)
+
+
+def test_a_server_that_hides_its_release_may_not_swap() -> None:
+    assert "/version" in why_unsafe("")
 
 
 def test_releases_compare_as_numbers() -> None:

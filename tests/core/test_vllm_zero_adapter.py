@@ -6,13 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import tiny_policy_path
 from transformers import AutoModelForCausalLM
 
 from bond_core.engines.vllm.zero_adapter import write_zero_adapter
 from bond_core.errors import ModelLoadError
-
-__all__ = ["tiny_policy_path"]
 
 
 def test_peft_reads_it_and_the_model_stays_the_same(tiny_policy_path: Path, tmp_path: Path) -> None:

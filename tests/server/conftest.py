@@ -2,4 +2,3 @@
 
 from databases import database_url, open_store_at, postgres  # noqa: F401
 from running_gateway import make_config, rewards_file, run  # noqa: F401
-from tiny_models import tiny_policy_path  # noqa: F401

@@ -33,7 +33,12 @@ async def keyed(
     [
         ("/v1/best-of-n", {"n": 2, "bond": {"return_candidates": True}}),
         ("/v1/distilled", {}),
-        ("/v1/chat/completions", {"model": "tiny:1b"}),
+        ("/v1/chat/completions", {"model": "tiny:1b", "logprobs": True, "top_logprobs": 2}),
+        ("/v1/chat/completions", {"model": "tiny:1b:bon", "stream": True}),
+        (
+            "/v1/distilled",
+            {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True},
+        ),
     ],
 )
 async def test_a_repeated_request_gets_the_bytes_of_the_first(
@@ -53,8 +58,38 @@ async def test_a_repeated_request_gets_the_bytes_of_the_first(
     ours = {name: value for name, value in first.headers.items() if name.startswith("x-bond-")}
     assert ours.items() <= dict(again.headers).items()
     assert again.headers["content-type"] == first.headers["content-type"]
-    assert fresh.json()["id"] != first.json()["id"]
+    assert fresh.content != first.content
     assert (rows, replays) == (2, 2)
+
+
+async def test_raw_completions_are_answered_once_too(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        asked = {"model": "tiny:1b", "prompt": "once upon a time"}
+        answers = [
+            await running.client.post("/v1/completions", json=asked, headers=KEY) for _ in range(2)
+        ]
+    assert answers[0].status_code == 200
+    assert answers[0].content == answers[1].content
+    assert answers[1].headers["x-bond-replayed"] == "true"
+
+
+async def test_a_stream_that_fails_leaves_the_key_free(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        database = running.gateway.store.database
+        refuse = (
+            "CREATE TRIGGER refuse BEFORE INSERT ON completions"
+            " BEGIN SELECT RAISE(ABORT, 'no row today'); END"
+        )
+        await database.write(lambda c: c.exec_driver_sql(refuse).close())
+        failed = await keyed(running, "/v1/distilled", stream=True)
+        await database.write(lambda c: c.exec_driver_sql("DROP TRIGGER refuse").close())
+        retried = await keyed(running, "/v1/distilled", stream=True)
+        again = await keyed(running, "/v1/distilled", stream=True)
+    assert "store_unavailable" in failed.text
+    assert "[DONE]" not in failed.text
+    assert "x-bond-replayed" not in retried.headers
+    assert retried.text.endswith("data: [DONE]\n\n")
+    assert again.text == retried.text
 
 
 async def test_replays_survive_a_restart(run: Run, make_config: MakeConfig) -> None:

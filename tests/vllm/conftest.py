@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import tiny_policy_path
 from vllm_servers import (
     POLICY_ENVIRONMENT,
     POLICY_FLAGS,
     VllmServer,
     free_port,
-    policy_url,
     serve_command,
     start_server,
 )
@@ -22,8 +20,6 @@ from vllm_servers import (
 from bond_core.config import LocalEngineConfig, ModelConfig, VllmEngineConfig
 from bond_core.engines.local import LocalEngine
 from bond_core.engines.vllm import VllmEngine
-
-__all__ = ["policy_url", "tiny_policy_path"]
 
 HOSTILE = {"repetition_penalty": 1.3, "top_k": 1, "temperature": 0.2, "top_p": 0.1, "min_p": 0.5}
 """What a model's folder may tell vLLM to do to requests that leave something out."""

@@ -35,12 +35,13 @@ LONG = SamplingParams(max_tokens=200, logit_bias={1: -100.0})
 """Answers that go on until the context ends: the end token has no chance."""
 
 
-async def eventually(happened, within_s: float = 60.0) -> None:
-    """Wait until something is true."""
+async def eventually(happened, within_s: float = 60.0, while_runs=None) -> None:
+    """Wait until something is true; it has to become so before a task ends."""
     deadline = time.monotonic() + within_s
     while not await happened():
         assert time.monotonic() < deadline, "it did not happen"
-        await asyncio.sleep(0.1)
+        assert while_runs is None or not while_runs.done(), f"too late: {while_runs.result()}"
+        await asyncio.sleep(0.02)
 
 
 async def test_a_hostile_generation_config_changes_nothing(
@@ -64,7 +65,7 @@ async def test_a_cancelled_call_stops_the_server(policy_url: str, connect: Conne
     engine = await connect(policy_url)
     before = await _metric(engine, "vllm:generation_tokens_total")
     running = asyncio.create_task(engine.generate("v0000", PROMPT, LONG, n=48))
-    await eventually(lambda: _running_requests(engine, at_least=1))
+    await eventually(lambda: _running_requests(engine, at_least=1), while_runs=running)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -104,7 +105,7 @@ async def test_background_requests_have_a_low_priority(
         background=True,
     )
     await engine.start()
-    assert engine._chat_body("v0000", PROMPT, PARAMS, 1)["priority"] == 10
+    assert engine._body("v0000", PROMPT, PARAMS, 1)[1]["priority"] == 10
     assert len((await engine.generate("v0000", PROMPT, PARAMS, n=2)).completions) == 2
     await engine.close()
 
@@ -149,7 +150,7 @@ async def test_a_replica_that_hangs_and_one_that_dies(
 
         # it hangs with requests in flight: they are asked again elsewhere once it misses its looks
         asking = asyncio.create_task(ask(LONG))
-        await eventually(lambda: _is_busy(ours))
+        await eventually(lambda: _is_busy(ours), while_runs=asking)
         os.killpg(mortal.process.pid, signal.SIGSTOP)
         answers = await asking
         assert [a for a in answers if not isinstance(a, Generation)] == []
@@ -159,7 +160,7 @@ async def test_a_replica_that_hangs_and_one_that_dies(
 
         # it dies with requests in flight
         asking = asyncio.create_task(ask(LONG))
-        await eventually(lambda: _is_busy(ours))
+        await eventually(lambda: _is_busy(ours), while_runs=asking)
         os.killpg(mortal.process.pid, signal.SIGKILL)
         answers = await asking
         assert [a for a in answers if not isinstance(a, Generation)] == []

@@ -8,13 +8,15 @@ too, seed or no seed.
 
 import asyncio
 import hashlib
+import json
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from bond_core.config import FakeEngineConfig, ModelConfig
-from bond_core.engines.base import Check, EngineInfo
+from bond_core.engines.base import CHAT_FIELDS, Check, EngineInfo, Partial
 from bond_core.engines.fake_language import (
     END_TOKEN,
     VOCAB_SIZE,
@@ -36,15 +38,20 @@ from bond_core.errors import (
 )
 from bond_core.types import (
     REFERENCE_VERSION,
+    Alternative,
     Completion,
     Conversation,
     FinishReason,
     Generation,
     SamplingParams,
     TextDelta,
+    TokenDetail,
+    ToolCall,
 )
 
 MAX_CONTEXT_TOKENS = 4096
+FIELDS = CHAT_FIELDS | {"min_p", "repetition_penalty", "response_format", "structured_outputs"}
+"""Each changes the law in its own way; tools are called, the others mean nothing else here."""
 
 
 class FakeEngine:
@@ -80,6 +87,7 @@ class FakeEngine:
             no_adapters_because="" if self._adapters else "set engine.adapters to true",
             logprob_noise_nats=1e-9,
             base_revision=hashlib.sha256(b"bondserve fake model").hexdigest(),
+            fields=FIELDS,
         )
 
     async def start(self) -> None:
@@ -87,10 +95,17 @@ class FakeEngine:
         self._started = True
 
     async def generate(
-        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+        self,
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
     ) -> Generation:
         """See `Engine.generate`. Each completion takes `delay_s` and a place of the capacity."""
         prompt_token_ids, room = self._admitted(version, prompt, params, n)
+        partial = partial or Partial()
+        partial.prompt_token_ids = prompt_token_ids
         if self._delay_s == 0 and not self._capacity.locked():
             drawn = [self._draw(version, prompt_token_ids, params, i, room) for i in range(n)]
             return Generation(prompt_token_ids, tuple(drawn))
@@ -98,7 +113,9 @@ class FakeEngine:
         async def draw(index: int) -> Completion:
             async with self._place():
                 await self._work(self._delay_s)
-                return self._draw(version, prompt_token_ids, params, index, room)
+                drawn = self._draw(version, prompt_token_ids, params, index, room)
+                partial.completions[index] = drawn
+                return drawn
 
         tasks = [asyncio.create_task(draw(index)) for index in range(n)]
         try:
@@ -117,13 +134,24 @@ class FakeEngine:
             completion = self._draw(version, prompt_token_ids, params, 0, room)
             text = IncrementalText(self._tokenizer, params.stop)
             pause_s = self._delay_s / len(completion.token_ids)
-            for token_id in completion.token_ids:
+            waiting: list[TokenDetail] = []
+            for position, token_id in enumerate(completion.token_ids):
                 if pause_s:
                     await self._work(pause_s)
-                if token_id != END_TOKEN and (piece := text.push(token_id)):
-                    yield TextDelta(piece)
-            rest = text.finish()
-            yield TextDelta(rest, completion, prompt_token_ids)
+                waiting += completion.details[position : position + 1]
+                if completion.tool_calls or token_id == END_TOKEN:
+                    continue
+                if piece := text.push(token_id):
+                    yield TextDelta(piece, details=tuple(waiting))
+                    waiting.clear()
+            rest = "" if completion.tool_calls else text.finish()
+            yield TextDelta(
+                rest,
+                completion,
+                prompt_token_ids,
+                tuple(waiting),
+                tuple({"index": i, **c.as_dict()} for i, c in enumerate(completion.tool_calls)),
+            )
 
     async def token_logprobs(
         self,
@@ -206,7 +234,7 @@ class FakeEngine:
     ) -> tuple[tuple[int, ...], int]:
         """The prompt's tokens and the room for an answer, of a request that is in order."""
         self._check(version)
-        check_sampling(params, n, VOCAB_SIZE)
+        check_sampling(params, n, VOCAB_SIZE, FIELDS)
         prompt_token_ids = self._tokenizer.render(prompt)
         room = room_for_answer(len(prompt_token_ids), MAX_CONTEXT_TOKENS, params.max_tokens)
         return prompt_token_ids, room
@@ -239,16 +267,20 @@ class FakeEngine:
         room: int,
     ) -> Completion:
         """Candidate `index`, token by token."""
-        prompt = prompt_key(prompt_token_ids)
+        prompt = prompt_key(prompt_token_ids, params.further)
         noise = random.Random(f"{version}/{prompt.hex()}/{params.seed}/{index}")
         text = IncrementalText(self._tokenizer, params.stop)
         token_ids: list[int] = []
         logprobs: list[float] = []
+        details: list[TokenDetail] = []
         reason: FinishReason = "length"
         while len(token_ids) < room:
-            token, logprob = _next(version, prompt, params, token_ids, noise.random())
+            law = _law(version, prompt, params, token_ids)
+            token, logprob = law.best() if params.temperature == 0 else law.draw(noise.random())
             token_ids.append(token)
-            logprobs.append(logprob)
+            logprobs.append(logprob if params.temperature else 0.0)
+            if params.top_logprobs is not None:
+                details.append(self._detail(law, token, params.top_logprobs))
             if token != END_TOKEN and params.stop:
                 text.push(token)
             if token == END_TOKEN or text.stopped:
@@ -259,19 +291,35 @@ class FakeEngine:
         if params.stop:
             text.finish()
             answer = text.text
-        return Completion(answer, tuple(token_ids), tuple(logprobs), reason)
+        calls = _tool_calls(params.further, index, answer)
+        if calls:
+            answer, reason = "", "tool_calls"
+        return Completion(
+            answer, tuple(token_ids), tuple(logprobs), reason, tuple(details), tool_calls=calls
+        )
+
+    def _detail(self, law: Law, token: int, top: int) -> TokenDetail:
+        def named(token: int) -> tuple[str, float]:
+            return self._tokenizer.decode([token]), law.logprobs[token]
+
+        return TokenDetail(*named(token), tuple(Alternative(*named(t)) for t in law.top(top)))
 
 
-def _next(
-    version: str, prompt: bytes, params: SamplingParams, token_ids: list[int], uniform: float
-) -> tuple[int, float]:
-    """One token and its log-probability under the law it was drawn from."""
-    position = len(token_ids)
-    plain = not (params.logit_bias or params.presence_penalty or params.frequency_penalty)
-    if plain and params.temperature:
-        law = plain_law(version, prompt, position, params.temperature, params.top_k, params.top_p)
-        return law.draw(uniform)
+def _law(version: str, prompt: bytes, params: SamplingParams, token_ids: list[int]) -> Law:
+    """Of the next token; of a greedy answer the model's own, whose likeliest token it takes."""
+    position, temperature = len(token_ids), params.temperature or 1.0
+    truncation = (params.top_k, params.top_p) if params.temperature else (0, 1.0)
+    if not (params.logit_bias or params.presence_penalty or params.frequency_penalty):
+        return plain_law(version, prompt, position, temperature, *truncation)
     logits = adjusted(base_logits(version, prompt, position), params, token_ids)
-    if params.temperature == 0:
-        return max(range(VOCAB_SIZE), key=logits.__getitem__), 0.0
-    return Law.of(logits, params.temperature, params.top_k, params.top_p).draw(uniform)
+    return Law.of(logits, temperature, *truncation)
+
+
+def _tool_calls(further: Mapping[str, Any], index: int, answer: str) -> tuple[ToolCall, ...]:
+    """With tools, every other candidate calls the first of them, or all the one that is chosen."""
+    tools, choice = further.get("tools"), further.get("tool_choice", "auto")
+    if not tools or choice == "none" or (choice == "auto" and index % 2 == 0):
+        return ()
+    chosen = cast(Mapping[str, Any], choice if isinstance(choice, Mapping) else tools[0])
+    name = chosen["function"]["name"]
+    return (ToolCall(f"call_{index}", name, json.dumps({"text": answer})),)

@@ -8,12 +8,14 @@ import bisect
 import functools
 import hashlib
 import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bond_core.errors import InvalidRequestError
-from bond_core.types import Conversation, SamplingParams
+from bond_core.types import Conversation, Message, SamplingParams, raw_prompt
 
 _TEXT = """your order has been sent today and will arrive soon please wait for the parcel we are
 sorry about this delay you can return it at any time thank . , ! ?"""
@@ -34,7 +36,11 @@ class FakeTokenizer:
             raise InvalidRequestError(
                 "messages is empty: send at least one message", param="messages"
             )
-        lines = [f"{message.role}: {message.content}\n" for message in conversation]
+        if (text := raw_prompt(conversation)) is not None:
+            if not text:
+                raise InvalidRequestError("prompt is empty: send some text", param="prompt")
+            return tuple(text.encode())
+        lines = [f"{_line(message)}\n" for message in conversation]
         return tuple(("".join(lines) + "assistant: ").encode())
 
     def decode(self, token_ids: Sequence[int], **_: object) -> str:
@@ -47,9 +53,17 @@ class FakeTokenizer:
         return b"".join(parts).decode(errors="replace")
 
 
-def prompt_key(prompt_token_ids: Sequence[int]) -> bytes:
-    """What a prompt's laws are made from."""
-    return hashlib.sha256(",".join(map(str, prompt_token_ids)).encode()).digest()
+def _line(message: Message) -> str:
+    calls = "".join(f" [{call.name}({call.arguments})]" for call in message.tool_calls)
+    return f"{message.role}: {message.content}{calls}"
+
+
+def prompt_key(prompt_token_ids: Sequence[int], further: Mapping[str, Any] | None = None) -> bytes:
+    """What a prompt's laws are made from: further fields of a request change them too."""
+    key = ",".join(map(str, prompt_token_ids))
+    if further:
+        key += json.dumps(further, sort_keys=True)
+    return hashlib.sha256(key.encode()).digest()
 
 
 def base_logits(version: str, prompt: bytes, position: int) -> list[float]:
@@ -88,6 +102,16 @@ class Law:
         token = bisect.bisect_right(self.cumulative, uniform * self.cumulative[-1])
         token = min(token, len(self.logprobs) - 1)
         return token, self.logprobs[token]
+
+    def best(self) -> tuple[int, float]:
+        """The likeliest token, and its log-probability."""
+        token = max(range(len(self.logprobs)), key=self.logprobs.__getitem__)
+        return token, self.logprobs[token]
+
+    def top(self, count: int) -> list[int]:
+        """The likeliest tokens that can be drawn at all, likeliest first."""
+        order = sorted(range(len(self.logprobs)), key=lambda token: -self.logprobs[token])
+        return [token for token in order[:count] if math.isfinite(self.logprobs[token])]
 
 
 def adjusted(

@@ -13,8 +13,25 @@ MAX_BIAS = 100.0
 """Biases go from -100 to 100, as in OpenAI's dialect; vLLM cuts larger ones in silence."""
 
 
-def check_sampling(params: SamplingParams, n: int, vocab_size: int) -> None:
-    """Raise `InvalidRequestError` naming the first parameter that is out of range."""
+MAX_TOP_LOGPROBS = 20
+"""Alternatives told with each token, as in OpenAI's dialect."""
+
+
+def check_sampling(
+    params: SamplingParams, n: int, vocab_size: int, fields: frozenset[str] = frozenset()
+) -> None:
+    """Raise `InvalidRequestError` naming the first parameter that is out of range.
+
+    `fields` are the engine's own, as it publishes them.
+    """
+    for name in params.further:
+        if name not in fields:
+            raise InvalidRequestError(f"this engine does not take {name}", param=name)
+    if params.top_logprobs is not None and not 0 <= params.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise InvalidRequestError(
+            f"top_logprobs is {params.top_logprobs}; it must be from 0 to {MAX_TOP_LOGPROBS}",
+            param="top_logprobs",
+        )
     if n < 1:
         raise InvalidRequestError(f"n is {n}; ask for at least one completion", param="n")
     if params.max_tokens < 1:

@@ -4,17 +4,25 @@ import hashlib
 import json
 from typing import Any
 
+from bond_core.errors import InvalidRequestError
 from bond_core.tokenizing import encode_rendered, render_text
-from bond_core.types import Conversation
+from bond_core.types import Conversation, raw_prompt
 
 
 def render_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
     """Token ids of the conversation, up to where the assistant's answer begins.
 
     `tokenizer` is a transformers tokenizer with a chat template. Raises `InvalidRequestError` if
-    the conversation is empty or the template refuses it (some want roles to alternate).
+    the conversation is empty or the template refuses it (some want roles to alternate). Raw text
+    goes without the template, with the special tokens that the tokenizer itself adds.
     """
-    return encode_rendered(tokenizer, render_text(tokenizer, conversation))
+    text = raw_prompt(conversation)
+    if text is None:
+        return encode_rendered(tokenizer, render_text(tokenizer, conversation))
+    token_ids: list[int] = tokenizer(text)["input_ids"]
+    if not token_ids:
+        raise InvalidRequestError("prompt is empty: send some text", param="prompt")
+    return token_ids
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

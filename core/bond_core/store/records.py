@@ -84,9 +84,10 @@ class CompletionRecord:
     """Position in the log; set by the store."""
 
     @property
-    def overhead_s(self) -> float:
-        """The gateway's own part of the latency, without the commit."""
-        return self.latency_s - self.generate_s - self.score_s
+    def only_calls_tools(self) -> bool:
+        """Whether the first answer has no text that a scorer could read."""
+        first = next((c.completion for c in self.candidates if c.index == self.chosen[0]), None)
+        return first is not None and bool(first.tool_calls) and not first.text
 
     @property
     def chosen_tokens(self) -> int:

@@ -19,6 +19,7 @@ from bond_core.types import (
     Completion,
     Message,
     SamplingParams,
+    ToolCall,
 )
 
 Row = dict[str, Any]
@@ -126,7 +127,23 @@ def decode(row: RowMapping) -> CompletionRecord:
 
 def decode_messages(stored: Sequence[Mapping[str, Any]] | None) -> tuple[Message, ...]:
     """The conversation; empty if content was not kept."""
-    return tuple(Message(m["role"], m["content"]) for m in stored or ())
+    return tuple(
+        Message(
+            m["role"],
+            m["content"],
+            m.get("name"),
+            m.get("tool_call_id"),
+            _decode_tool_calls(m.get("tool_calls")),
+        )
+        for m in stored or ()
+    )
+
+
+def _decode_tool_calls(stored: Sequence[Mapping[str, Any]] | None) -> tuple[ToolCall, ...]:
+    return tuple(
+        ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
+        for call in stored or ()
+    )
 
 
 def finite(name: str, value: float | None) -> float | None:
@@ -137,8 +154,8 @@ def finite(name: str, value: float | None) -> float | None:
 
 
 def _scorable(record: CompletionRecord) -> bool:
-    complete = record.status == "ok" and bool(record.candidates) and bool(record.messages)
-    return complete and not record.redacted
+    answered = record.status == "ok" and bool(record.candidates) and bool(record.messages)
+    return answered and not record.only_calls_tools and not record.redacted
 
 
 def _learnable(record: CompletionRecord) -> bool:
@@ -175,6 +192,8 @@ def _encode_params(params: SamplingParams) -> Row:
         "logit_bias": {str(token): bias for token, bias in params.logit_bias.items()},
         "stop": list(params.stop),
         "seed": params.seed,
+        "top_logprobs": params.top_logprobs,
+        "further": dict(params.further),
     }
 
 
@@ -190,6 +209,8 @@ def _decode_params(row: Row) -> SamplingParams:
         logit_bias={int(token): value for token, value in bias.items()},
         stop=tuple(row["stop"]),
         seed=row["seed"],
+        top_logprobs=row.get("top_logprobs"),
+        further=row.get("further", {}),
     )
 
 
@@ -204,6 +225,7 @@ def _encode_content(record: CompletionRecord) -> Row:
                 "text": c.completion.text,
                 "finish_reason": c.completion.finish_reason,
                 "score": finite("candidate score", c.score),
+                **_encode_further(c.completion),
             }
             for c in candidates
         ]
@@ -215,6 +237,16 @@ def _encode_content(record: CompletionRecord) -> Row:
         else None,
         "metadata": (dict(record.origin.metadata) or None) if record.messages else None,
     }
+
+
+def _encode_further(completion: Completion) -> Row:
+    """What few completions have; details are for the answer alone and are not kept."""
+    further: Row = {}
+    if completion.tool_calls:
+        further["tool_calls"] = [call.as_dict() for call in completion.tool_calls]
+    if completion.reasoning:
+        further["reasoning"] = completion.reasoning
+    return further
 
 
 def _decode_candidates(
@@ -230,6 +262,8 @@ def _decode_candidates(
                 token_ids=token_ids,
                 logprobs=logprobs,
                 finish_reason=item["finish_reason"],
+                tool_calls=_decode_tool_calls(item.get("tool_calls")),
+                reasoning=item.get("reasoning", ""),
             ),
             score=item["score"],
         )

@@ -7,14 +7,18 @@ another request, 409 while the first one runs, which SDKs retry.
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from http import HTTPStatus
+from typing import cast
 
 from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
 
 from bond_core.errors import InvalidRequestError
 from bond_core.store.records import Origin
 from bond_core.store.settlement import KeptAnswer
+from bond_core.types import TextDelta
 from bond_server.errors import (
     ANSWER_NOT_KEPT_CODE,
     KEY_IN_FLIGHT_CODE,
@@ -25,7 +29,8 @@ from bond_server.gateway import Gateway
 from bond_server.ids import COMPLETION_PREFIX
 from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
 from bond_server.schemas.completion import ErrorBody
-from bond_server.schemas.openai import GenerationBody
+from bond_server.schemas.openai import SamplingBody
+from bond_server.services.generation import Answer
 from bond_server.services.idempotency import (
     Claim,
     InFlight,
@@ -77,7 +82,7 @@ async def once(
             return await _first(gateway, begun, answer)
 
 
-async def origin_of(body: GenerationBody, request: Request, unit_header: str) -> Origin:
+async def origin_of(body: SamplingBody, request: Request, unit_header: str) -> Origin:
     """What a request says of itself; its attempts have a digest if its client numbers them."""
     retry = request.headers.get(RETRY_HEADER, "")
     numbered = retry.isascii() and retry.isdigit() and len(retry) <= len(str(MAX_RETRY))
@@ -112,18 +117,54 @@ def parse_key(given: str) -> str:
     )
 
 
+async def kept_parts(
+    parts: AsyncGenerator[TextDelta | Answer],
+    claim: Claim,
+    tell: Callable[[AsyncGenerator[TextDelta | Answer]], Awaitable[KeptAnswer]],
+) -> AsyncGenerator[TextDelta | Answer]:
+    """The same parts, remembered, so that `tell` can keep the whole stream with the answer's row;
+    the answer is the one that was kept."""
+    said: list[TextDelta] = []
+
+    async def again(answer: Answer) -> AsyncGenerator[TextDelta | Answer]:
+        for piece in said:
+            yield piece
+        yield answer
+
+    claim.render = lambda answer: tell(again(answer))
+    async with aclosing(parts):
+        async for part in parts:
+            if isinstance(part, TextDelta):
+                said.append(part)
+                yield part
+            else:
+                yield cast(Answer, claim.answer)
+
+
+class _Ending(Response):
+    """A response with something to do after its last byte, or after its client has gone."""
+
+    def __init__(self, response: Response, end: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self._response = response
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            await self._end()
+
+
 async def _first(
     gateway: Gateway, claim: Claim, answer: Callable[[Claim | None], Awaitable[Response]]
 ) -> Response:
-    failed = False
     try:
-        return await answer(claim)
-    except Exception:
-        failed = True
+        response = await answer(claim)
+    except BaseException:
+        await gateway.idempotency.end(claim)
         raise
-    finally:
-        # kept: the answer is in the store, or (its client has gone) on its way there
-        await gateway.idempotency.end(claim, release=failed or claim.kept is None)
+    return _Ending(response, lambda: gateway.idempotency.end(claim))
 
 
 def _replayed(kept: KeptAnswer) -> Response:

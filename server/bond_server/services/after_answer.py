@@ -15,7 +15,7 @@ from bond_core.errors import BondError, ScoringError, StoreUnavailableError
 from bond_core.rewards import Scorer
 from bond_core.store import Completions
 from bond_core.store.records import CompletionRecord
-from bond_core.types import REFERENCE_VERSION, Arm
+from bond_core.types import REFERENCE_VERSION, Arm, judged_as
 from bond_server.metrics import Metrics
 from bond_server.services.policies import PolicyRegistry
 
@@ -130,7 +130,11 @@ class AfterAnswer:
 
     async def measure(self, batch: Sequence[CompletionRecord]) -> None:
         """Fill in what is missing of each row and write it."""
-        rows = [row for row in batch if row.status == "ok" and row.chosen and row.messages]
+        rows = [
+            row
+            for row in batch
+            if row.status == "ok" and row.chosen and row.messages and not row.only_calls_tools
+        ]
         judges = self._judges
         scores = await self._ask("score", judges.scorer, [r for r in rows if r.score is None])
         judged = await self._ask("judge", judges.judge, [r for r in rows if r.judge_score is None])
@@ -157,7 +161,9 @@ class AfterAnswer:
         if scorer is None or not rows:
             return {}
         try:
-            values = await scorer.score([r.messages for r in rows], [first_text(r) for r in rows])
+            values = await scorer.score(
+                [judged_as(r.messages) for r in rows], [first_text(r) for r in rows]
+            )
         except ScoringError as error:
             if len(rows) > 1:
                 alone = [await self._ask(step, scorer, [row]) for row in rows]

@@ -41,6 +41,9 @@ class Ask:
     origin: Origin = field(default_factory=Origin)
     claim: Claim | None = None
     """The request's hold on its idempotency key, if it has one."""
+    deadline_s: float | None = None
+    """Seconds from arrival at which the best so far is returned; None leaves it to the
+    deployment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,11 @@ class Plan:
     strategy: StrategyName
     n: int
     best_of: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether its answer can be sent as it is drawn: one sample, and nothing to choose."""
+        return self.strategy == "single" and self.n == 1
 
 
 def make_plan(ask: Ask, arms: ArmsConfig, active: str) -> Plan:

@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +36,35 @@ class Claim:
         self.scope = scope
         self.holder = holder
         self.ended = asyncio.Event()
-        self._keep_s = keep_s
-        self.render: Callable[[Any], KeptAnswer] | None = None
+        self.render: Callable[[Any], Awaitable[KeptAnswer]] | None = None
         """Makes of the answer what is sent; set by the route that will send it."""
+        self.answer: Any = None
+        """The answer that was kept, once it is on its way into the store."""
         self.kept: KeptAnswer | None = None
-        """What is sent, once the answer is on its way into the store."""
+        """What is sent of it."""
+        self.committing = False
+        self.committed = False
+        self._keep_s = keep_s
 
-    def settle(self, answer: Any) -> Settlement:
+    async def settle(self, answer: Any) -> Settlement:
         """What the transaction of the answer's row has to keep."""
         assert self.render is not None
-        self.kept = self.render(answer)
+        self.answer, self.kept = answer, await self.render(answer)
         return Settlement(self.scope, self.holder, time.time() + self._keep_s, self.kept)
+
+
+@asynccontextmanager
+async def settling(claim: Claim | None, answer: Any) -> AsyncGenerator[Settlement | None]:
+    """Around the commit of an answer's row: what ends the claim with it."""
+    if claim is None:
+        yield None
+        return
+    claim.committing = True
+    try:
+        yield await claim.settle(answer)
+        claim.committed = True
+    finally:
+        claim.committing = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +115,18 @@ class Idempotency:
         self._held[scope] = claim = Claim(scope, holder, self._keep_s)
         return claim
 
-    async def end(self, claim: Claim, *, release: bool) -> None:
-        """Stop renewing the claim; with `release`, let the key be tried again at once.
+    async def end(self, claim: Claim) -> None:
+        """Stop renewing the claim; a key whose request failed may be tried again at once.
 
-        A store that is away leaves that to the end of the lease.
+        Left to the end of the lease: a store that is away, and an answer whose client has gone
+        while its row was committed.
         """
         held = self._held.get(claim.scope)
         still_ours = held is not None and held.holder == claim.holder
         if still_ours:
             del self._held[claim.scope]
         try:
-            if release:
+            if not claim.committed and not claim.committing:
                 await self._keys.release(claim.scope, claim.holder)
         except StoreUnavailableError as error:
             logger.warning("an idempotency key stays claimed until its lease ends: %s", error)

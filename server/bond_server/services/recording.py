@@ -10,7 +10,7 @@ from bond_core.holdout import split_of
 from bond_core.store import Completions
 from bond_core.store.records import CompletionRecord
 from bond_core.store.settlement import Settlement
-from bond_core.types import Candidate
+from bond_core.types import Candidate, raw_prompt
 from bond_server.ids import fingerprint_of, uuid7
 from bond_server.metrics import Metrics
 from bond_server.services.ask import Ask, Plan
@@ -49,7 +49,9 @@ class Recording:
             n=plan.n,
             messages=ask.messages,
             params=ask.params,
-            standard_sampling=ask.params.same_distribution(self._standard),
+            # raw text is not what conversations are trained for
+            standard_sampling=raw_prompt(ask.messages) is None
+            and ask.params.same_distribution(self._standard),
             split=split_of(ask.messages),
             may_train=consent and self._keep_content,
             unit=ask.unit,

@@ -17,11 +17,11 @@ from bond_core.engines.local.rows import (
     initial_adjustment,
     seeded_uniforms,
 )
-from bond_core.engines.local.sampler import SamplingPlan, draw
+from bond_core.engines.local.sampler import SamplingPlan, Told, draw
 from bond_core.engines.local.weights import PolicyWeights
 from bond_core.engines.text import IncrementalText, decode
 from bond_core.errors import EngineUnavailableError
-from bond_core.types import FinishReason
+from bond_core.types import Alternative, FinishReason, TokenDetail
 
 
 def prefill(forward: Forward, requests: list[GenerateRequest]) -> None:
@@ -69,8 +69,8 @@ class RunningBatch:
         request.started += count
         logits_BV = request.first_logits.expand(count, -1)
         plan = SamplingPlan.of(rows, logits_BV.shape[-1], logits_BV.device)
-        tokens_B, logprobs_B = draw(logits_BV, plan, self._generator)
-        alive = self._take(rows, tokens_B, logprobs_B)
+        tokens_B, logprobs_B, told = draw(logits_BV, plan, self._generator)
+        alive = self._take(rows, tokens_B, logprobs_B, told)
         running = [row for row, lives in zip(rows, alive, strict=True) if lives]
         if running:
             if self._cache is None:
@@ -114,10 +114,10 @@ class RunningBatch:
         logits_BV = self._forward.decode(
             self._cache, self._tokens_B, self._positions_B, self._columns
         )
-        self._tokens_B, logprobs_B = draw(logits_BV, self._plan, self._generator)
+        self._tokens_B, logprobs_B, told = draw(logits_BV, self._plan, self._generator)
         self._positions_B = self._positions_B + 1
         self._columns += 1
-        alive = self._take(self.rows, self._tokens_B, logprobs_B)
+        alive = self._take(self.rows, self._tokens_B, logprobs_B, told)
         if not all(alive):
             self._remove([i for i, lives in enumerate(alive) if not lives])
             self._answer()
@@ -157,14 +157,24 @@ class RunningBatch:
                     self._cache.move(len(self.rows), i, last.position)
         self._changed = True
 
-    def _take(self, rows: list[Row], tokens_B: Tensor, logprobs_B: Tensor) -> list[bool]:
+    def _take(
+        self, rows: list[Row], tokens_B: Tensor, logprobs_B: Tensor, told: Told
+    ) -> list[bool]:
         """Give each row its token; say which rows go on."""
+        for i, (logprob, top) in told.items():
+            rows[i].details.append(self._detail(int(tokens_B[i]), logprob, top))
         return [
             self._take_one(row, token_id, logprob)
             for row, token_id, logprob in zip(
                 rows, tokens_B.tolist(), logprobs_B.tolist(), strict=True
             )
         ]
+
+    def _detail(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenDetail:
+        def text(token_id: int) -> str:
+            return self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+
+        return TokenDetail(text(token), logprob, tuple(Alternative(text(t), v) for t, v in top))
 
     def _take_one(self, row: Row, token_id: int, logprob: float) -> bool:
         if not math.isfinite(logprob):
@@ -177,8 +187,8 @@ class RunningBatch:
         ended = token_id in self._end_token_ids
         if row.text is not None and not ended:
             piece = row.text.push(token_id)
-            if piece and row.request.piece is not None:
-                row.request.piece(piece)
+            if piece:
+                row.show(piece)
             ended = row.text.stopped
         if ended:
             self._finish(row, "stop")
@@ -207,8 +217,8 @@ class RunningBatch:
             text = decode(self._tokenizer, row.token_ids[:-1] if ended else row.token_ids)
         else:
             rest = row.text.finish()
-            if rest and request.piece is not None:
-                request.piece(rest)
+            if rest:
+                row.show(rest)
             text = row.text.text
         request.completions[row.index] = row.completion(text, reason)
         if len(request.completions) == request.n:

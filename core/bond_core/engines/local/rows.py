@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bond_core.engines.local.weights import PolicyWeights
 from bond_core.engines.text import IncrementalText
-from bond_core.types import Completion, FinishReason, SamplingParams
+from bond_core.types import Completion, FinishReason, SamplingParams, TextDelta, TokenDetail
 
 Prompt = list[tuple[Tensor, Tensor]]
 """A prompt's keys and values per layer, each `[heads, tokens, size]`."""
@@ -33,7 +33,7 @@ class GenerateRequest:
     """Most tokens that a candidate may have."""
     done: Callable[[tuple[Completion, ...]], None]
     failed: Callable[[Exception], None]
-    piece: Callable[[str], None] | None = None
+    piece: Callable[[TextDelta], None] | None = None
     cancelled: bool = False
     """Set by the decode thread when it has taken note; checked before each step."""
     completions: dict[int, Completion] = field(default_factory=dict[int, Completion])
@@ -59,6 +59,9 @@ class Row:
     """Kept only where text is needed before the end: stop strings and streams."""
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
+    details: list[TokenDetail] = field(default_factory=list[TokenDetail])
+    shown: int = 0
+    """Details that have gone out with pieces of text."""
 
     @property
     def position(self) -> int:
@@ -77,7 +80,15 @@ class Row:
 
     def completion(self, text: str, finish_reason: FinishReason) -> Completion:
         """The finished candidate."""
-        return Completion(text, tuple(self.token_ids), tuple(self.logprobs), finish_reason)
+        return Completion(
+            text, tuple(self.token_ids), tuple(self.logprobs), finish_reason, tuple(self.details)
+        )
+
+    def show(self, text: str) -> None:
+        """Hand out a piece of a streamed answer, with the details of the tokens since the last."""
+        if self.request.piece is not None:
+            self.request.piece(TextDelta(text, details=tuple(self.details[self.shown :])))
+            self.shown = len(self.details)
 
 
 def initial_adjustment(

@@ -4,7 +4,9 @@ The common row (positive temperature, nothing else) costs no Python of its own. 
 inverting the distribution function at one uniform number per row; so a row's noise is a sequence of
 scalars, which can be the row's own (seeded) or the engine's.
 """
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +32,8 @@ class SamplingPlan:
     top_p: Tensor | None
     seeded: tuple[tuple[int, Row], ...]
     """(row, the row with noise of its own)."""
+    detailed: tuple[tuple[int, int], ...]
+    """(row, how many alternatives are told with its token)."""
 
     @classmethod
     def of(cls, rows: Sequence[Row], vocab_size: int, device: torch.device) -> "SamplingPlan":
@@ -55,6 +59,9 @@ class SamplingPlan:
             ),
             top_p=torch.tensor([params[i].top_p for i in truncated], device=device),
             seeded=tuple((i, row) for i, row in enumerate(rows) if row.uniforms is not None),
+            detailed=tuple(
+                (i, p.top_logprobs) for i, p in enumerate(params) if p.top_logprobs is not None
+            ),
         )
 
 
@@ -62,9 +69,13 @@ def _truncates(top_k: int, top_p: float) -> bool:
     return top_k > 0 or top_p < 1
 
 
+Told = dict[int, tuple[float, list[tuple[int, float]]]]
+"""By row: the log-probability of its token as it is told, and the likeliest tokens with theirs."""
+
+
 def draw(
     logits_BV: Tensor, plan: SamplingPlan, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Told]:
     """One token per row and its log-probability (float32, nats) under the law it was drawn from.
 
     Bias and penalties come first, then temperature, then top_k, then top_p over what is left. The
@@ -88,7 +99,18 @@ def draw(
     if plan.greedy is not None:
         tokens_B[plan.greedy] = logits_BV[plan.greedy].argmax(dim=-1)
         logprobs_B[plan.greedy] = logprobs_B[plan.greedy].abs() * 0.0  # keeps NaN
-    return tokens_B, logprobs_B
+    return tokens_B, logprobs_B, _told(logprobs_BV, tokens_B, plan)
+
+
+def _told(logprobs_BV: Tensor, tokens_B: Tensor, plan: SamplingPlan) -> Told:
+    told: Told = {}
+    for i, count in plan.detailed:
+        values_K, tokens_K = logprobs_BV[i].topk(min(count, logprobs_BV.shape[-1]))
+        values: list[float] = values_K.tolist()
+        tokens: list[int] = tokens_K.tolist()
+        top = [pair for pair in zip(tokens, values, strict=True) if pair[1] > -math.inf]
+        told[i] = (float(logprobs_BV[i, tokens_B[i]]), top)
+    return told
 
 
 def truncate(logits_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:

@@ -2,18 +2,17 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bond_core.config import ModelConfig, VllmEngineConfig
-from bond_core.engines.base import Check, EngineInfo
+from bond_core.engines.base import Check, EngineInfo, Partial
 from bond_core.engines.limits import check_sampling, room_for_answer
-from bond_core.engines.vllm import wire
-from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut, adapter_of, served_path
-from bond_core.engines.vllm.connection import NOT_FOUND, Connection, RefusedError, explained_refusal
+from bond_core.engines.vllm import answers, wire
+from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut
+from bond_core.engines.vllm.connection import Connection, RefusedError, explained_refusal
 from bond_core.engines.vllm.fleet import Fleet, affinity_of
 from bond_core.engines.vllm.inspection import inspect, why_unlike
 from bond_core.engines.vllm.opening import (
@@ -29,14 +28,13 @@ from bond_core.engines.vllm.opening import (
 from bond_core.engines.vllm.prompts import prompt_tokens, refuse_empty
 from bond_core.engines.vllm.replica import Replica
 from bond_core.engines.vllm.scoring import SCORED_AT_ONCE, ScoringAt, scorable
+from bond_core.engines.vllm.versions import ServedVersions
 from bond_core.engines.vllm.zero_adapter import write_zero_adapter
 from bond_core.errors import (
-    AdapterError,
     BondError,
     ConfigError,
     EngineUnavailableError,
     InvalidRequestError,
-    UnknownVersionError,
 )
 from bond_core.types import (
     REFERENCE_VERSION,
@@ -45,8 +43,6 @@ from bond_core.types import (
     SamplingParams,
     TextDelta,
 )
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -58,8 +54,6 @@ BACKGROUND_REQUESTS = 64
 """Of a trainer at one server at once: a batch of rollouts is hundreds, and opening a connection for
 each holds up the server's loop, and so users. How many users' requests there are is the gateway's
 to bound."""
-TRAINING_SUFFIX = "-training"
-"""Of the names that a trainer gives adapters: what it drops stays loaded for the gateways."""
 UNKNOWN_VOCABULARY = 1 << 62
 """Where there is no folder: vLLM itself refuses tokens outside of it."""
 
@@ -86,11 +80,7 @@ class VllmEngine:
         self._background = background
         self._urls = (background and config.training_urls) or config.urls
         self._fleet: Fleet | None = None
-        self._fan_out: AdapterFanOut | None = None
-        self._versions: dict[str, Adapter | None] = {}
-        """None stands for the base model itself."""
-        self._loading = asyncio.Lock()
-        self._base_name = ""
+        self._served: ServedVersions | None = None
         self._priorities = False
         self._vocab_size = UNKNOWN_VOCABULARY
         self._info: EngineInfo | None = None
@@ -120,24 +110,43 @@ class VllmEngine:
             for url in self._urls
         ]
         self._fleet = Fleet(replicas, config.health_every_s, config.health_timeout_s)
-        self._fan_out = AdapterFanOut(self._fleet, ScoringAt)
+        fan_out = AdapterFanOut(self._fleet, ScoringAt)
+        self._served = ServedVersions(
+            fan_out,
+            max_adapters=config.max_adapters,
+            adapters_dir=self._adapters_dir,
+            adapters_path=config.adapters_path,
+            background=self._background,
+        )
         try:
-            await self._open(self._fleet, self._fan_out)
+            await self._open(self._fleet, fan_out, self._served)
         except BaseException:
             await self.close()
             raise
         self._fleet.watch(self._restore)
 
     async def generate(
-        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+        self,
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
     ) -> Generation:
         """See `Engine.generate`; all n are drawn by one server in one request."""
         self._check_request(version, prompt, params, n)
 
         async def draw(replica: Replica) -> Generation:
-            body = self._chat_body(version, prompt, params, n)
-            answer = await replica.connection.post("/v1/chat/completions", body)
-            return wire.generation(answer, params, n)
+            route, body = self._body(version, prompt, params, n)
+            if partial is None:
+                return answers.generation(await replica.connection.post(route, body), params, n)
+            partial.completions.clear()  # of a server that broke off
+            together = answers.StreamedChoices(params, partial)
+            events = replica.connection.events(route, body | {"stream": True})
+            async with contextlib.aclosing(events):
+                async for data in events:
+                    together.push(data)
+            return together.generation(n)
 
         try:
             return await self._called(version, affinity_of(prompt), n, draw)
@@ -150,14 +159,15 @@ class VllmEngine:
         """See `Engine.stream`."""
         self._check_request(version, prompt, params, 1)
         fleet = self._running()
-        answer = wire.StreamedAnswer(params)
-        body = self._chat_body(version, prompt, params, 1) | {"stream": True}
+        answer = answers.StreamedAnswer(params)
+        route, body = self._body(version, prompt, params, 1)
         async with fleet.held(affinity_of(prompt), 1) as replica:
             try:
-                async with contextlib.aclosing(self._events(replica, version, body)) as events:
+                sent = self._events(replica, version, route, body | {"stream": True})
+                async with contextlib.aclosing(sent) as events:
                     async for data in events:
-                        if text := answer.push(data):
-                            yield TextDelta(text)
+                        if delta := answer.push(data):
+                            yield delta
             except RefusedError as error:
                 raise await self._explained(error, prompt, params) from error
         yield TextDelta("", answer.completion(), answer.prompt_token_ids)
@@ -171,7 +181,7 @@ class VllmEngine:
     ) -> list[tuple[float, ...]]:
         """See `Engine.token_logprobs`. At a temperature other than 1 the servers send the whole
         vocabulary for every token (`--max-logprobs -1`), so that is for small vocabularies."""
-        self._check_version(version)
+        self._versions.check(version)
         sequences = scorable(
             prompt_token_ids,
             completions,
@@ -188,7 +198,7 @@ class VllmEngine:
                 replica: Replica, part: list[list[int]] = part
             ) -> list[tuple[float, ...]]:
                 return await replica.token_logprobs(
-                    self._name_of(version),
+                    self._versions.name_of(version),
                     part,
                     len(prompt_token_ids),
                     temperature,
@@ -212,38 +222,20 @@ class VllmEngine:
 
         Raises `AdapterError` naming the server that refuses it, and why.
         """
-        self._running()
-        assert self._fan_out is not None, "there is a fleet"
-        async with self._loading:
-            if version in self._versions:
-                raise AdapterError(f"a version {version!r} is loaded already: give a new name")
-            if len(self._versions) > self._config.max_adapters:
-                raise AdapterError(
-                    f"{self._config.max_adapters} adapters are loaded, the most that engine."
-                    "max_adapters allows: drop one or raise it"
-                )
-            adapter = await asyncio.to_thread(self._adapter, version, path, check)
-            if not self.info.adapters:
-                raise EngineUnavailableError(
-                    f"{version} cannot be loaded: {self.info.no_adapters_because}"
-                )
-            await self._fan_out.load(adapter)
-            self._versions[version] = adapter
+        versions = self._versions
+        if not self.info.adapters:
+            raise EngineUnavailableError(
+                f"{version} cannot be loaded: {self.info.no_adapters_because}"
+            )
+        await versions.load(version, path, check)
 
     async def drop_adapter(self, version: str) -> None:
         """See `Engine.drop_adapter`. vLLM ends what runs on the name before it frees its slot."""
-        self._running()
-        if version == REFERENCE_VERSION:
-            raise AdapterError(f"{REFERENCE_VERSION} is the reference and cannot be dropped")
-        async with self._loading:
-            self._check_version(version)
-            adapter = self._versions.pop(version)
-            if adapter is not None and self._fan_out is not None:
-                await self._fan_out.unload(adapter)
+        await self._versions.drop(version)
 
     async def loaded_versions(self) -> list[str]:
         """Names that `generate` accepts now, the reference first."""
-        return list(self._versions)
+        return self._versions.names()
 
     async def health(self) -> bool:
         """Whether any server takes requests."""
@@ -255,13 +247,12 @@ class VllmEngine:
         if fleet is not None:
             await fleet.close()
 
-    async def _open(self, fleet: Fleet, fan_out: AdapterFanOut) -> None:
+    async def _open(self, fleet: Fleet, fan_out: AdapterFanOut, versions: ServedVersions) -> None:
         model, config = self._model, self._config
         abilities = await open_replicas(fleet, config)
-        self._base_name = abilities[0].model.name
+        versions.base_name = abilities[0].model.name
         self._priorities = all(ability.priorities for ability in abilities)
         say_what_is_less(abilities, self._background and not config.training_urls)
-        self._versions[REFERENCE_VERSION] = None
         because = NO_FOLDER
         if model.path is not None:
             await asyncio.to_thread(refuse_other_weights, abilities, model.folder)
@@ -272,34 +263,32 @@ class VllmEngine:
                 fan_out,
                 abilities,
                 config.max_adapters,
-                lambda: self._adapter(
+                lambda: versions.adapter(
                     REFERENCE_VERSION, write_zero_adapter(model.folder, path), None
                 ),
             )
             because = zero if isinstance(zero, str) else ""
             if isinstance(zero, Adapter) and config.reference_as == "adapter":
-                self._versions[REFERENCE_VERSION] = zero
+                versions.refer_to(zero)
         self._info = EngineInfo(
-            base_model=model.served_name or self._base_name,
+            base_model=model.served_name or versions.base_name,
             max_context_tokens=min(ability.model.max_model_len for ability in abilities),
             adapters=not because,
-            logprob_noise_nats=await measured_noise(fleet, self._name_of(REFERENCE_VERSION)),
+            logprob_noise_nats=await measured_noise(fleet, versions.name_of(REFERENCE_VERSION)),
             no_adapters_because=because,
+            fields=wire.FIELDS,
             **await folder_identity(model, self._prompt_tokens),
         )
 
     async def _restore(self, replica: Replica) -> None:
         """Make a replica that came back what the others are, before it gets requests."""
-        config = self._config
+        config, versions = self._config, self._versions
         found = await inspect(replica, config.model_name, config.health_timeout_s)
-        like = self._base_name, self.info, self._priorities
+        like = versions.base_name, self.info, self._priorities
         if because := why_unlike(found, *like, config.max_adapters):
             raise EngineUnavailableError(because)
-        if self._fan_out is not None:
-            async with self._loading:
-                adapters = [a for a in self._versions.values() if a is not None]
-                await self._fan_out.restore(replica, adapters)
-                replica.admit()  # before another version is loaded, so that it is not left out
+        async with versions.restored(replica):
+            replica.admit()
 
     async def _called(
         self, version: str, affinity: str, rows: int, work: Callable[[Replica], Awaitable[T]]
@@ -311,17 +300,17 @@ class VllmEngine:
             try:
                 return await work(replica)
             except RefusedError as error:
-                await self._bring_back(replica, version, error)
+                await self._versions.bring_back(replica, version, error)
                 return await work(replica)
 
         return await fleet.call(affinity, rows, with_version)
 
     async def _events(
-        self, replica: Replica, version: str, body: dict[str, Any]
+        self, replica: Replica, version: str, route: str, body: dict[str, Any]
     ) -> AsyncGenerator[str]:
         """A stream's data; a refusal comes before any of it."""
         for is_second in (False, True):
-            events = replica.connection.events("/v1/chat/completions", body)
+            events = replica.connection.events(route, body)
             try:
                 async with contextlib.aclosing(events):
                     async for data in events:
@@ -330,27 +319,16 @@ class VllmEngine:
             except RefusedError as error:
                 if is_second:
                     raise
-                await self._bring_back(replica, version, error)
+                await self._versions.bring_back(replica, version, error)
 
-    async def _bring_back(self, replica: Replica, version: str, error: RefusedError) -> None:
-        """Load a version that a server lacks. Raises `error` if that is not what it says."""
-        adapter = self._versions.get(version)
-        if error.status != NOT_FOUND or adapter is None or self._fan_out is None:
-            raise error
-        logger.warning("%s lacks %s; loading it again", replica.url, version)
-        await self._fan_out.load_on(replica, adapter)
-
-    def _chat_body(
+    def _body(
         self, version: str, prompt: Conversation, params: SamplingParams, n: int
-    ) -> dict[str, Any]:
+    ) -> tuple[str, dict[str, Any]]:
         if params.top_k > self._vocab_size:  # the whole vocabulary, in a number that vLLM can read
             params = replace(params, top_k=0)
-        return wire.chat_body(self._name_of(version), prompt, params, n, priority=self._priority(0))
-
-    def _name_of(self, version: str) -> str:
-        self._check_version(version)
-        adapter = self._versions[version]
-        return self._base_name if adapter is None else adapter.name
+        return wire.request(
+            self._versions.name_of(version), prompt, params, n, priority=self._priority(0)
+        )
 
     def _priority(self, own: int) -> int:
         if not self._priorities:
@@ -360,16 +338,9 @@ class VllmEngine:
     def _check_request(
         self, version: str, prompt: Conversation, params: SamplingParams, n: int
     ) -> None:
-        self._check_version(version)
-        check_sampling(params, n, self._vocab_size)
+        self._versions.check(version)
+        check_sampling(params, n, self._vocab_size, wire.FIELDS)
         refuse_empty(prompt)
-
-    def _check_version(self, version: str) -> None:
-        self._running()
-        if version not in self._versions:
-            raise UnknownVersionError(
-                f"policy version {version!r} is not loaded; loaded are {', '.join(self._versions)}"
-            )
 
     async def _explained(
         self, error: RefusedError, prompt: Conversation, params: SamplingParams
@@ -387,12 +358,13 @@ class VllmEngine:
         return refusal
 
     async def _prompt_tokens(self, prompt: Conversation) -> list[int]:
-        return await prompt_tokens(self._running(), self._base_name, prompt)
+        return await prompt_tokens(self._running(), self._versions.base_name, prompt)
 
-    def _adapter(self, version: str, path: Path, check: Check | None) -> Adapter:
-        suffix = TRAINING_SUFFIX if self._background else ""
-        there = served_path(path, self._adapters_dir, self._config.adapters_path)
-        return adapter_of(version, path, there, check, suffix=suffix)
+    @property
+    def _versions(self) -> ServedVersions:
+        self._running()
+        assert self._served is not None, "there is a fleet"
+        return self._served
 
     def _running(self) -> Fleet:
         if self._fleet is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bond_core.engines.base import EngineInfo
-from bond_core.engines.vllm import wire
+from bond_core.engines.vllm import answers, wire
 from bond_core.engines.vllm.connection import NOT_FOUND, UNAUTHORISED, AwayError, RefusedError
 from bond_core.engines.vllm.releases import why_unsafe
 from bond_core.engines.vllm.replica import Replica, ServedModel
@@ -89,7 +89,7 @@ async def _gives_processed_logprobs(replica: Replica, model: str) -> bool:
     uniform over tokens that are equal, which in bfloat16 are not rare."""
     params = SamplingParams(max_tokens=8, temperature=2.0, top_k=1, seed=0)
     answer = await _try(replica, model, params, priority=0)
-    [completion] = wire.generation(answer, params, 1).completions
+    [completion] = answers.generation(answer, params, 1).completions
     return all(is_of_equals(logprob) for logprob in completion.logprobs)
 
 
@@ -100,8 +100,8 @@ def is_of_equals(logprob: float) -> bool:
 
 
 async def _try(replica: Replica, model: str, params: SamplingParams, *, priority: int) -> Any:
-    body = wire.chat_body(model, TRIAL, params, 1, priority=priority)
-    return await replica.connection.post("/v1/chat/completions", body)
+    route, body = wire.request(model, TRIAL, params, 1, priority=priority)
+    return await replica.connection.post(route, body)
 
 
 def why_no_adapters(abilities: Abilities, max_adapters: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from bond_core.config import ModelConfig, VllmEngineConfig
-from bond_core.engines.vllm import wire
+from bond_core.engines.vllm import answers, wire
 from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut
 from bond_core.engines.vllm.connection import RefusedError
 from bond_core.engines.vllm.fleet import Fleet
@@ -157,9 +157,9 @@ async def measured_noise(fleet: Fleet, name: str) -> float:
     params = SamplingParams(max_tokens=32, seed=0)
 
     async def draw(replica: Replica) -> Generation:
-        body = wire.chat_body(name, TRIAL, params, NOISE_SAMPLES, priority=0)
-        answer = await replica.connection.post("/v1/chat/completions", body)
-        return wire.generation(answer, params, NOISE_SAMPLES)
+        route, body = wire.request(name, TRIAL, params, NOISE_SAMPLES, priority=0)
+        answer = await replica.connection.post(route, body)
+        return answers.generation(answer, params, NOISE_SAMPLES)
 
     try:
         drawn = await fleet.call("", NOISE_SAMPLES, draw)

@@ -1,10 +1,12 @@
 """Prompts as the servers' chat template renders them."""
 
+from typing import Any
+
 from bond_core.engines.vllm.connection import RefusedError
 from bond_core.engines.vllm.fleet import Fleet, affinity_of
 from bond_core.engines.vllm.replica import Replica
 from bond_core.errors import EngineUnavailableError, InvalidRequestError
-from bond_core.types import Conversation
+from bond_core.types import Conversation, raw_prompt
 
 ABOUT_THE_MESSAGES = (400, 422)
 
@@ -21,11 +23,15 @@ async def prompt_tokens(fleet: Fleet, model: str, prompt: Conversation) -> list[
     Raises `InvalidRequestError` if the template refuses the conversation.
     """
     refuse_empty(prompt)
-    body = {
-        "model": model,
-        "messages": [message.as_dict() for message in prompt],
-        "add_generation_prompt": True,
-    }
+    text = raw_prompt(prompt)
+    body: dict[str, Any] = {"model": model}
+    if text is not None:
+        body |= {"prompt": text, "add_special_tokens": True}
+    else:
+        body |= {
+            "messages": [message.as_dict() for message in prompt],
+            "add_generation_prompt": True,
+        }
 
     async def tokenize(replica: Replica) -> list[int]:
         answer = await replica.connection.post("/tokenize", body)

@@ -19,6 +19,8 @@ def why_unsafe(version: str) -> str:
 
     A build from source (`0.0.0.dev0`, `dev`) says nothing of its age and is taken at its word.
     """
+    if not version:
+        return "vLLM does not say which release it is: let its route /version through"
     release = release_of(version)
     if not any(release) or release >= OLDEST_SAFE:
         return ""

@@ -95,7 +95,11 @@ class Replica:
 
     async def is_healthy(self, timeout_s: float) -> bool:
         """Whether it answers a look. Raises `AwayError` or `RefusedError` with the reason."""
-        await self.connection.get("/health", timeout_s=timeout_s)
+        try:
+            await self.connection.get("/health", timeout_s=timeout_s)
+        except RefusedError as error:
+            if error.status != NOT_FOUND:
+                raise  # a proxy may let nothing but /v1 through: then its answer is the look
         return True
 
     async def names(self, timeout_s: float) -> set[str]:
@@ -113,7 +117,12 @@ class Replica:
                 + (f", not {wanted!r}" if wanted else "")
                 + ": set engine.model_name to the one to use"
             )
-        version = await self.connection.get("/version", timeout_s=timeout_s)
+        try:
+            version = await self.connection.get("/version", timeout_s=timeout_s)
+        except RefusedError as error:
+            if error.status != NOT_FOUND:
+                raise
+            version = None  # a proxy that lets nothing but /v1 through
         found = cast(dict[str, Any], version) if isinstance(version, dict) else {}
         return ServedModel(
             named[0]["id"],
@@ -171,8 +180,9 @@ class Replica:
         temperature: float,
         *,
         priority: int,
+        timeout_s: float | None = None,
     ) -> list[tuple[float, ...]]:
         """Log-probabilities of given tokens under a served name."""
         body = wire.scoring_body(model, sequences, temperature, priority=priority)
-        answer = await self.connection.post("/v1/completions", body)
+        answer = await self.connection.post("/v1/completions", body, timeout_s=timeout_s)
         return wire.token_logprobs(answer, sequences, num_prompt, temperature)

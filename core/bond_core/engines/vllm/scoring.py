@@ -72,7 +72,12 @@ class ScoringAt:
         sequences = [[*prompt_token_ids, *tokens] for tokens in completions]
         try:
             return await self._replica.token_logprobs(
-                self._name, sequences, len(prompt_token_ids), temperature, priority=0
+                self._name,
+                sequences,
+                len(prompt_token_ids),
+                temperature,
+                priority=0,
+                timeout_s=LOAD_TIMEOUT_S,  # a server that hangs holds every other load up
             )
         except RefusedError as error:
             raise AdapterError(

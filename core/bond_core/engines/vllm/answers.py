@@ -1,0 +1,238 @@
+"""Completions as vLLM's two routes tell them, whole or in pieces, without any input or output."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bond_core.engines.base import Partial
+from bond_core.engines.limits import MIN_TEMPERATURE
+from bond_core.engines.vllm.wire import error_message, unreadable
+from bond_core.errors import EngineUnavailableError
+from bond_core.types import (
+    Alternative,
+    Completion,
+    FinishReason,
+    Generation,
+    SamplingParams,
+    TextDelta,
+    TokenDetail,
+    ToolCall,
+)
+
+JsonObject = Mapping[str, Any]
+_FINISHED: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+}
+
+
+def generation(answer: JsonObject, params: SamplingParams, n: int) -> Generation:
+    """The completions of an answer, in the order of their index.
+
+    Raises `EngineUnavailableError` if the answer is not what was asked for.
+    """
+    try:
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        completions = [_completion(choice, params) for choice in choices]
+        prompt = answer.get("prompt_token_ids") or choices[0]["prompt_token_ids"]
+        prompt_token_ids = tuple(map(int, prompt))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise unreadable(error) from error
+    if params.temperature < MIN_TEMPERATURE:
+        completions *= n
+    if len(completions) != n:
+        raise EngineUnavailableError(
+            f"vLLM returned {len(completions)} completions where {n} were asked for"
+        )
+    return Generation(prompt_token_ids, tuple(completions))
+
+
+def _completion(choice: JsonObject, params: SamplingParams) -> Completion:
+    parts = _Parts(params)
+    parts.add(choice, choice.get("message"))
+    return parts.completion()
+
+
+class StreamedAnswer:
+    """The chunks of one streamed choice, put together.
+
+    `push` takes one event's data and returns what is to be shown; `completion` is there once
+    `finished` is.
+    """
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._parts = _Parts(params)
+        self.prompt_token_ids: tuple[int, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the chunk that ends the answer has come."""
+        return bool(self._parts.finish_reason)
+
+    def push(self, data: str) -> TextDelta | None:
+        """Raises `EngineUnavailableError` for what is no chunk, or reports an error."""
+        fresh = _Parts(self._params)
+        try:
+            choices, prompt = _chunk(data)
+            self.prompt_token_ids = prompt or self.prompt_token_ids
+            for choice in choices:
+                fresh.add(choice, choice.get("delta"))
+                self._parts.add(choice, choice.get("delta"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise unreadable(error) from error
+        if not (fresh.text or fresh.tool_calls or fresh.reasoning):
+            return None
+        return TextDelta(
+            fresh.text,
+            details=tuple(fresh.details),
+            tool_calls=tuple(fresh.tool_calls),
+            reasoning=fresh.reasoning,
+        )
+
+    def completion(self) -> Completion:
+        """The whole answer. Raises `EngineUnavailableError` if the stream ended before it."""
+        if not self.finished:
+            raise EngineUnavailableError("the stream from vLLM broke off before its end")
+        try:
+            return self._parts.completion()
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(error) from error
+
+
+class StreamedChoices:
+    """Several choices of one streamed answer; each joins `partial` when it has ended."""
+
+    def __init__(self, params: SamplingParams, partial: Partial) -> None:
+        self._params = params
+        self._parts: dict[int, _Parts] = {}
+        self._partial = partial
+
+    def push(self, data: str) -> None:
+        """Raises `EngineUnavailableError` for what is no chunk, or reports an error."""
+        try:
+            choices, prompt = _chunk(data)
+            self._partial.prompt_token_ids = prompt or self._partial.prompt_token_ids
+            for choice in choices:
+                index = int(choice["index"])
+                parts = self._parts.setdefault(index, _Parts(self._params))
+                parts.add(choice, choice.get("delta"))
+                if parts.finish_reason:
+                    self._partial.completions[index] = parts.completion()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise unreadable(error) from error
+
+    def generation(self, n: int) -> Generation:
+        """All of them. Raises `EngineUnavailableError` if the stream ended before that."""
+        found = self._partial.completions
+        if self._params.temperature < MIN_TEMPERATURE and 0 in found:
+            found.update(dict.fromkeys(range(n), found[0]))
+        if len(found) != n:
+            raise EngineUnavailableError("the stream from vLLM broke off before its end")
+        completions = tuple(found[index] for index in sorted(found))
+        return Generation(self._partial.prompt_token_ids, completions)
+
+
+def _chunk(data: str) -> tuple[Sequence[JsonObject], tuple[int, ...]]:
+    """Choices of an event, and the prompt's tokens if it has them."""
+    chunk: Any = json.loads(data)
+    if "error" in chunk:
+        raise EngineUnavailableError(
+            f"vLLM broke off the answer: {error_message(chunk) or data[:200]}"
+        )
+    choices: Sequence[JsonObject] = chunk["choices"]
+    prompt = chunk.get("prompt_token_ids")
+    for choice in choices:
+        prompt = prompt or choice.get("prompt_token_ids")
+    return choices, tuple(map(int, prompt or ()))
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What the choices of one answer add up to."""
+
+    params: SamplingParams
+    text: str = ""
+    reasoning: str = ""
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+    details: list[TokenDetail] = field(default_factory=list[TokenDetail])
+    tool_calls: list[JsonObject] = field(default_factory=list[JsonObject])
+    finish_reason: str = ""
+
+    def add(self, choice: JsonObject, turn: JsonObject | None) -> None:
+        """Add a choice; `turn` is its message or delta, None where the route gives plain text."""
+        said: JsonObject = {"content": choice["text"]} if turn is None else turn
+        self.text += said.get("content") or ""
+        self.reasoning += said.get("reasoning") or ""
+        self.tool_calls += said.get("tool_calls") or ()
+        self.token_ids += [int(token) for token in choice.get("token_ids") or ()]
+        logprobs: JsonObject = choice.get("logprobs") or {}
+        if "content" in logprobs:
+            entries: Sequence[JsonObject] = logprobs["content"] or ()
+            self.logprobs += [float(entry["logprob"]) for entry in entries]
+            if self.params.top_logprobs is not None:
+                self.details += map(_chat_detail, entries)
+        else:
+            self.logprobs += map(float, logprobs.get("token_logprobs") or ())
+            if self.params.top_logprobs is not None:
+                self.details += _text_details(logprobs)
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def completion(self) -> Completion:
+        """Raises `ValueError` if the parts do not fit together."""
+        logprobs = self.logprobs
+        if len(self.token_ids) != len(logprobs) or not logprobs:
+            raise ValueError(f"{len(self.token_ids)} tokens, {len(logprobs)} log-probabilities")
+        if not all(math.isfinite(value) for value in logprobs):
+            raise ValueError("a log-probability is not finite")
+        if self.finish_reason not in _FINISHED:
+            raise ValueError(f"finish_reason {self.finish_reason!r}")
+        if self.params.temperature < MIN_TEMPERATURE:  # the law of greedy decoding is a point
+            logprobs = [0.0] * len(logprobs)
+        return Completion(
+            self.text,
+            tuple(self.token_ids),
+            tuple(logprobs),
+            _FINISHED[self.finish_reason],
+            tuple(self.details),
+            _whole_calls(self.tool_calls),
+            self.reasoning,
+        )
+
+
+def _chat_detail(entry: JsonObject) -> TokenDetail:
+    others: Sequence[JsonObject] = entry.get("top_logprobs") or ()
+    return TokenDetail(
+        str(entry["token"]),
+        float(entry["logprob"]),
+        tuple(Alternative(str(other["token"]), float(other["logprob"])) for other in others),
+    )
+
+
+def _text_details(logprobs: JsonObject) -> list[TokenDetail]:
+    """Of the form of the route for raw text, which has a list per quantity."""
+    tokens: Sequence[str] = logprobs["tokens"]
+    values: Sequence[float] = logprobs["token_logprobs"]
+    tops: Sequence[Mapping[str, float] | None] = logprobs.get("top_logprobs") or [None] * len(
+        tokens
+    )
+    return [
+        TokenDetail(token, float(value), tuple(Alternative(*item) for item in (top or {}).items()))
+        for token, value, top in zip(tokens, values, tops, strict=True)
+    ]
+
+
+def _whole_calls(pieces: Sequence[JsonObject]) -> tuple[ToolCall, ...]:
+    """Tool calls from their pieces: those of one `index` belong together."""
+    found: dict[int, list[str]] = {}
+    for position, piece in enumerate(pieces):
+        call = found.setdefault(int(piece.get("index", position)), ["", "", ""])
+        function: JsonObject = piece.get("function") or {}
+        call[0] = call[0] or str(piece.get("id") or "")
+        call[1] = call[1] or str(function.get("name") or "")
+        call[2] += str(function.get("arguments") or "")
+    return tuple(ToolCall(*found[index]) for index in sorted(found))

@@ -7,6 +7,7 @@ replay what had a key; at the end the store has to have everything else.
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import random
 import signal
@@ -149,7 +150,7 @@ async def kill_repeatedly(
             await nursery.kill(pid)
             await asyncio.gather(*workers)
         acknowledged = account.told[before:]
-        streams = sum(bool(told.request.get("stream")) for told in acknowledged)
+        streams = sum("stream" in told.request["body"] for told in acknowledged)
         account.kills.append(
             Kill(number, lived_s, started_in_s, len(acknowledged), streams, replayed)
         )
@@ -226,6 +227,8 @@ async def _work(
     while True:
         number = next(numbers)
         body: dict[str, Any] = {"messages": [{"role": "user", "content": f"question {number}"}]}
+        if number % 4 < 2:
+            body["stream"] = True
         path = "/v1/best-of-n" if number % 2 else "/v1/distilled"
         key = f"key-{seed}-{number}" if number % 3 == 0 else None
         headers = {"Idempotency-Key": key} if key else {}
@@ -236,7 +239,11 @@ async def _work(
         if response.status_code != 200:
             account.failures.append(f"{response.status_code}: {response.text}")
             return
-        account.told.append(_told(response, {"path": path, "body": body}, key))
+        told = _told(response, {"path": path, "body": body}, key)
+        if told is None:
+            account.failures.append(f"a stream ended without [DONE]: {response.text[-300:]}")
+            return
+        account.told.append(told)
 
 
 async def _replay(client: httpx.AsyncClient, account: Account, chance: random.Random) -> int:
@@ -252,12 +259,19 @@ async def _replay(client: httpx.AsyncClient, account: Account, chance: random.Ra
     return len(asked)
 
 
-def _told(response: httpx.Response, request: dict[str, Any], key: str | None) -> Told:
-    body = response.json()
-    return Told(
-        id=body["id"].removeprefix("chatcmpl-"),
-        texts=tuple(choice["message"]["content"] for choice in body["choices"]),
-        request=request,
-        key=key,
-        content=response.content,
-    )
+def _told(response: httpx.Response, request: dict[str, Any], key: str | None) -> Told | None:
+    """What the client has been told; None for a stream that was not ended by `[DONE]`."""
+    if not request["body"].get("stream"):
+        body = response.json()
+        texts = tuple(choice["message"]["content"] for choice in body["choices"])
+        return Told(_row_of(body), texts, request, key, response.content)
+    events = [e.removeprefix("data: ") for e in response.text.split("\n\n") if e[:5] == "data:"]
+    if not events or events[-1] != "[DONE]":
+        return None
+    chunks = [json.loads(event) for event in events[:-1]]
+    text = "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"])
+    return Told(_row_of(chunks[0]), (text,), request, key, response.content)
+
+
+def _row_of(body: dict[str, Any]) -> str:
+    return body["id"].removeprefix("chatcmpl-")

@@ -28,6 +28,7 @@ async def test_no_acknowledged_row_is_lost_and_none_is_half_there(
     assert account.failures == []
     assert (found["kills"], found["lost"], found["wrong"], found["half"]) == (KILLS, 0, 0, 0)
     assert found["acknowledged"] >= 5 * KILLS
+    assert found["streams"] >= KILLS
     assert found["replayed"] > 0
     assert found["rows"] >= found["acknowledged"]
     if database_url.startswith("sqlite"):

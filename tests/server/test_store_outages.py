@@ -166,7 +166,16 @@ async def test_answers_that_a_slow_database_cannot_take_are_refused_at_once(
         async def full() -> bool:
             return running.gateway.store.completions.num_waiting == 10
 
-        await eventually(full)
+        try:
+            await eventually(full)
+        except AssertionError:
+            print(
+                "WAITING",
+                running.gateway.store.completions.num_waiting,
+                [t.done() and t.result().text[:200] for t in waiting],
+            )
+            other.execute("ROLLBACK")
+            raise
         began = time.perf_counter()
         refused = [await running.post("/v1/distilled") for _ in range(10)]
         assert time.perf_counter() - began < 20  # none of them waited for the 60 s

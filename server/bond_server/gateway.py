@@ -10,6 +10,8 @@ from bond_core.config import BondConfig, FakeEngineConfig, ScorerConfig
 from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
 from bond_core.store import Store, open_store
+from bond_server.access.binding import refuse_open
+from bond_server.access.gatekeeper import Gatekeeper, open_gatekeeper
 from bond_server.metrics import Metrics
 from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer, Judges
@@ -18,6 +20,7 @@ from bond_server.services.background import Background
 from bond_server.services.comparison import ComparisonService
 from bond_server.services.controller import Controller
 from bond_server.services.generation import GenerationService
+from bond_server.services.idempotency import Idempotency
 from bond_server.services.models import Models
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
@@ -43,7 +46,9 @@ class Gateway:
     comparison: ComparisonService
     after_answer: AfterAnswer
     controller: Controller
+    idempotency: Idempotency
     background: Background
+    gatekeeper: Gatekeeper
     started_at: float
     """Unix seconds."""
 
@@ -60,9 +65,13 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             config.store.durability,
             config.store.group_commit_rows,
             config.store.commit_timeout_s,
+            config.store.queue_rows,
             exclusive_gateway=True,
         )
         stack.push_async_callback(store.close)
+        gatekeeper = await open_gatekeeper(store, config.access.refresh_s)
+        stack.push_async_callback(gatekeeper.close)
+        refuse_open(config, has_keys=gatekeeper.keyring.has_keys)
         engine = build_engine(config.engine, config.model, adapters_dir=config.adapters_dir)
         stack.push_async_callback(engine.close)
         await engine.start()
@@ -71,13 +80,16 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             await _open_scorer(config.judge, stack) if config.judge else None,
             await _open_scorer(config.gold, stack) if config.gold else None,
         )
-        gateway = _assemble(config, metrics, store, engine, judges)
+        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper)
         await gateway.controller.restore()
         stack.push_async_callback(gateway.controller.close)
         loops = [
             asyncio.create_task(gateway.controller.run(), name="controller"),
             asyncio.create_task(gateway.controller.sweep_forever(), name="sweep"),
             asyncio.create_task(gateway.after_answer.run(), name="after answer"),
+            asyncio.create_task(gatekeeper.keyring.run(), name="keys"),
+            asyncio.create_task(gatekeeper.limiter.run(), name="limits"),
+            asyncio.create_task(gateway.idempotency.run(), name="idempotency"),
         ]
         try:
             yield gateway
@@ -97,7 +109,12 @@ async def _open_scorer(config: ScorerConfig, stack: AsyncExitStack) -> Scorer:
 
 
 def _assemble(
-    config: BondConfig, metrics: Metrics, store: Store, engine: Engine, judges: Judges
+    config: BondConfig,
+    metrics: Metrics,
+    store: Store,
+    engine: Engine,
+    judges: Judges,
+    gatekeeper: Gatekeeper,
 ) -> Gateway:
     metrics.model_info.labels(engine.info.base_model).set(1)
     for role, upstream in (
@@ -148,6 +165,12 @@ def _assemble(
         comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
         after_answer=after_answer,
         controller=Controller(store, policies, after_answer, metrics, config.server.policy_poll_s),
+        idempotency=Idempotency(
+            store.idempotency,
+            keep_s=config.store.retention.replay_hours * 3600,
+            wait_s=config.server.idempotency_wait_s,
+        ),
         background=background,
+        gatekeeper=gatekeeper,
         started_at=time.time(),
     )

@@ -13,6 +13,7 @@ import uvicorn
 
 from bond_core.config import BondConfig
 from bond_core.errors import ConfigError
+from bond_server.access.metrics_listener import metrics_listener
 from bond_server.app import create_app
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,8 @@ async def _serve(
         async with app.router.lifespan_context(app):
             opened = True
             try:
-                await server.serve(sockets=[listener])
+                with metrics_listener(config.access, app.state.gateway.metrics.registry):
+                    await server.serve(sockets=[listener])
             except OSError as error:
                 raise _explain(error, config.server.host, config.server.port) from None
     except asyncio.CancelledError:

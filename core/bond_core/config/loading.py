@@ -15,6 +15,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from bond_core.config.access import AccessConfig
 from bond_core.config.admission import AdmissionConfig
 from bond_core.config.engine import EngineConfig, LocalEngineConfig, ModelConfig
 from bond_core.config.scorer import ScorerConfig
@@ -56,6 +57,7 @@ class BondConfig(BaseSettings):
     sampling: SamplingConfig = SamplingConfig()
     arms: ArmsConfig = ArmsConfig()
     server: ServerConfig = ServerConfig()
+    access: AccessConfig = AccessConfig()
     admission: AdmissionConfig = AdmissionConfig()
     store: StoreConfig = StoreConfig()
     trainer: TrainerConfig = TrainerConfig()

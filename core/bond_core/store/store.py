@@ -8,10 +8,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
 from bond_core.errors import ConfigError, StoreUnavailableError
+from bond_core.store.access import Access
+from bond_core.store.attempts import Attempts
 from bond_core.store.completions import Completions
 from bond_core.store.database import Database, Durability
 from bond_core.store.evaluations import Evaluations
 from bond_core.store.gateway_lock import GatewayLock
+from bond_core.store.idempotency import IdempotencyKeys
+from bond_core.store.key_usage import KeyUsage
 from bond_core.store.leases import Leases
 from bond_core.store.migrate import MIGRATION_TIMEOUT_S, require_current, upgrade
 from bond_core.store.policies import Policies
@@ -29,7 +33,16 @@ class Store:
     evaluations: Evaluations
     training: Training
     leases: Leases
+    access: Access
+    key_usage: KeyUsage
+    attempts: Attempts
+    idempotency: IdempotencyKeys
     gateway_lock: GatewayLock | None = field(default=None)
+
+    @property
+    def takes_several_gateways(self) -> bool:
+        """Whether other gateways may serve from this store at the same time."""
+        return not isinstance(self.database, SQLiteDatabase)
 
     async def ping(self) -> None:
         """Raise `StoreUnavailableError` unless a transaction can be begun and committed now."""
@@ -48,6 +61,7 @@ async def open_store(
     durability: Durability = "process",
     group_commit_rows: int = 256,
     commit_timeout_s: float = 10.0,
+    queue_rows: int = 2048,
     *,
     migrate: bool = True,
     exclusive_gateway: bool = False,
@@ -77,12 +91,17 @@ async def open_store(
             database,
             group_commit_rows=group_commit_rows,
             commit_timeout_s=commit_timeout_s,
+            queue_rows=queue_rows,
             clock=clock,
         ),
         policies=Policies(database, clock),
         evaluations=Evaluations(database),
         training=Training(database),
         leases=Leases(database, clock),
+        access=Access(database, clock),
+        key_usage=KeyUsage(database, clock),
+        attempts=Attempts(database),
+        idempotency=IdempotencyKeys(database, clock),
         gateway_lock=lock,
     )
 

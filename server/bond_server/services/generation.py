@@ -22,6 +22,7 @@ from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
 from bond_server.services.background import Background
 from bond_server.services.best_of_n import Selection, select, unranked
 from bond_server.services.drawing import Drawn, Work, draw_all, draw_until
+from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
 
@@ -91,9 +92,13 @@ class GenerationService:
             refuse_distilled(self._engine.info)
         return plan
 
-    def begin(self, ask: Ask) -> Begun:
-        """Plan a request and name its row. Raises `InvalidRequestError`."""
+    async def begin(self, ask: Ask) -> Begun:
+        """Plan a request, name its row, and set its tokens aside from what its key may use.
+
+        Raises `InvalidRequestError`, and the error of a limit that is reached.
+        """
         plan = self.plan(ask)
+        await ask.context.meter.reserve(ask.messages, ask.params.max_tokens, plan.best_of)
         return Begun(ask, plan, self._recording.draft(ask, plan))
 
     async def answer(self, begun: Begun, *, follow_up: bool = True) -> Answer:
@@ -168,10 +173,12 @@ class GenerationService:
         started = time.perf_counter()
         self._after_answer.expect(record.id)
         try:
-            await self._recording.commit(record)
+            async with settling(begun.ask.claim, _uncommitted(begun, record)) as settlement:
+                await self._recording.commit(record, settlement)
         except BaseException:
             self._after_answer.forget(record.id)
             raise
+        begun.ask.context.meter.spend(record.total_tokens)
         now = time.perf_counter()
         outside_s = record.queue_s + record.generate_s + record.score_s
         overhead_s = now - begun.ask.context.started - outside_s
@@ -242,6 +249,12 @@ def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRec
         latency_s=time.perf_counter() - begun.ask.context.started,
         score=by_index[selection.chosen[0]].score,
     )
+
+
+def _uncommitted(begun: Begun, record: CompletionRecord) -> Answer:
+    """The answer as it is known before its commit."""
+    overhead_s = record.latency_s - record.generate_s - record.score_s
+    return Answer(record, begun.plan.strategy, overhead_s, 0.0, _note(begun.plan))
 
 
 def _note(plan: Plan) -> str | None:

@@ -9,8 +9,9 @@ from bond_core.errors import StoreUnavailableError
 from bond_core.holdout import split_of
 from bond_core.store import Completions
 from bond_core.store.records import CompletionRecord
+from bond_core.store.settlement import Settlement
 from bond_core.types import Candidate, raw_prompt
-from bond_server.ids import uuid7
+from bond_server.ids import fingerprint_of, uuid7
 from bond_server.metrics import Metrics
 from bond_server.services.ask import Ask, Plan
 from bond_server.services.background import Background
@@ -37,7 +38,10 @@ class Recording:
 
     def draft(self, ask: Ask, plan: Plan) -> CompletionRecord:
         """The row of a request that has just been planned."""
-        consent = self._train_by_default if ask.may_store is None else ask.may_store
+        caller = ask.context.caller
+        keep = _given(caller.log_content, self._keep_content)
+        default = _given(caller.may_train, self._train_by_default)
+        consent = _given(ask.may_store, default) and caller.may_train is not False
         return CompletionRecord(
             id=uuid7(),
             created_at=ask.context.arrived_at,
@@ -52,15 +56,25 @@ class Recording:
             standard_sampling=raw_prompt(ask.messages) is None
             and ask.params.same_distribution(self._standard),
             split=split_of(ask.messages),
-            may_train=consent and self._keep_content,
+            may_train=consent and keep,
             unit=ask.unit,
+            key=caller.key_id,
+            keep_content=keep,
+            origin=ask.origin,
+            system_fingerprint=fingerprint_of(plan.version),
+            stored=consent and keep,
         )
 
-    async def commit(self, record: CompletionRecord) -> None:
-        """Return once the row is committed. Raises `StoreUnavailableError`."""
-        row = record if self._keep_content else without_content(record)
+    async def commit(self, record: CompletionRecord, settlement: Settlement | None = None) -> None:
+        """Return once the row is committed, and with it the end of the request's claim.
+
+        Raises `StoreUnavailableError`.
+        """
+        row = record if record.keep_content else without_content(record)
+        if settlement is not None and not row.messages:
+            settlement = settlement.without_answer()
         try:
-            await self._completions.record(row)
+            await self._completions.record(row, settlement)
         except StoreUnavailableError:
             self._metrics.requests.labels(record.arm.value, "failed").inc()
             raise
@@ -76,6 +90,7 @@ class Recording:
             status="failed",
             error=error,
             may_train=False,
+            stored=False,
             latency_s=time.perf_counter() - started,
         )
         try:
@@ -92,6 +107,7 @@ class Recording:
             status="cancelled",
             error="cancelled before it was answered",
             may_train=False,
+            stored=False,
             latency_s=time.perf_counter() - started,
         )
         self._background.spawn(self._commit_cancelled(row), f"record cancelled {row.id}")
@@ -101,8 +117,12 @@ class Recording:
         self._metrics.requests.labels(row.arm.value, row.status).inc()
 
 
+def _given(value: bool | None, default: bool) -> bool:
+    return default if value is None else value
+
+
 def without_content(record: CompletionRecord) -> CompletionRecord:
-    """The row with its numbers alone: no messages, no text, and no tokens to rebuild it from.
+    """The row with its numbers alone: nobody's words, and no tokens to rebuild them from.
 
     Token ids are replaced by zeros, one for each, because how many they were is a number.
     """
@@ -112,6 +132,9 @@ def without_content(record: CompletionRecord) -> CompletionRecord:
             replace(
                 candidate.completion,
                 text="",
+                details=(),
+                tool_calls=(),
+                reasoning="",
                 token_ids=(0,) * len(candidate.completion.token_ids),
             ),
             candidate.score,
@@ -121,7 +144,10 @@ def without_content(record: CompletionRecord) -> CompletionRecord:
     return replace(
         record,
         messages=(),
+        params=replace(record.params, stop=(), further={}),  # tools and formats are words too
         candidates=candidates,
         prompt_token_ids=(0,) * len(record.prompt_token_ids),
         may_train=False,
+        stored=False,
+        origin=replace(record.origin, metadata={}),
     )

@@ -97,7 +97,12 @@ async def respond(
             wants_usage=body.wants_usage,
             return_candidates=body.bond.return_candidates,
         )
-        return EventStream(told, plan_headers(begun), partial(error_event, request))
+        return EventStream(
+            told,
+            plan_headers(begun),
+            partial(error_event, request),
+            gateway.config.server.keep_alive_s,
+        )
     answer = await until_disconnect(request, gateway.generation.answer(begun))
     if answer is None:
         return Response(status_code=CLIENT_CLOSED)

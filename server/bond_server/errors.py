@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from bond_core.errors import (
     DeadlineError,
     EngineUnavailableError,
     InvalidRequestError,
+    OverloadedError,
     PromptTooLongError,
     ScoringError,
     StoreUnavailableError,
@@ -82,6 +84,7 @@ ERROR_TABLE: tuple[Mapped, ...] = (
     Mapped(
         StoreUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "store_unavailable"
     ),
+    Mapped(OverloadedError, HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
     Mapped(NotReadyError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "not_ready"),
     Mapped(BondError, HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
 )
@@ -96,6 +99,9 @@ HTTP_CODES: Mapping[int, str] = {
 """Codes of errors that the framework raises."""
 
 INTERNAL_CODE = "internal_error"
+QUEUE_TIMEOUT_CODE = "queue_timeout"
+TOO_MANY_REQUESTS_CODE = "too_many_requests"
+SHUTTING_DOWN_CODE = "shutting_down"
 VALUE_CODE = "invalid_value"
 DEPTH_CODE = "body_too_deep"
 TOKEN_LIMIT_CODE = "token_limit_too_low"
@@ -152,8 +158,42 @@ def error_event(request: Request, error: Exception) -> str:
     return json.dumps(ErrorAnswer(error=body).model_dump())
 
 
+def overloaded(error: OverloadedError) -> Response:
+    """What a client gets that is to come back: 429 where the work is too much, 503 where the
+    requests themselves are."""
+    too_many = error.code == TOO_MANY_REQUESTS_CODE
+    status = HTTPStatus.SERVICE_UNAVAILABLE if too_many else HTTPStatus.TOO_MANY_REQUESTS
+    kind = "server_error" if too_many else "rate_limit_error"
+    body = ErrorBody(message=error.message, type=kind, param=None, code=error.code)
+    return error_json(body, status, retry_headers(error.retry_after_s))
+
+
+def retry_headers(seconds: float) -> dict[str, str]:
+    """When to come back, for clients that read whole seconds and for those that read more."""
+    milliseconds = math.ceil(seconds * 1000)
+    return {
+        "retry-after": str(max(1, math.ceil(milliseconds / 1000))),
+        "retry-after-ms": str(milliseconds),
+    }
+
+
+def shutting_down() -> Response:
+    """What a request gets that outlasts the grace of a shutdown."""
+    body = ErrorBody(
+        message="the gateway is shutting down and could not wait for this answer any longer "
+        "(server.shutdown_grace_s); send the request again",
+        type="server_error",
+        param=None,
+        code=SHUTTING_DOWN_CODE,
+    )
+    headers = {**retry_headers(1.0), "connection": "close"}
+    return error_json(body, HTTPStatus.SERVICE_UNAVAILABLE, headers)
+
+
 def bond_error(scope: Scope, error: BondError) -> Response:
     """The answer that tells an error of ours."""
+    if isinstance(error, OverloadedError):
+        return overloaded(error)
     body, status = _told(scope, error)
     return error_json(body, status, error.headers if isinstance(error, AccessError) else None)
 
@@ -161,7 +201,8 @@ def bond_error(scope: Scope, error: BondError) -> Response:
 def _told(scope: Scope, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
     row = next(row for row in ERROR_TABLE if isinstance(error, row.error))
     param = error.param if isinstance(error, InvalidRequestError) else None
-    code = error.code if isinstance(error, InvalidRequestError) and error.code else row.code
+    coded = isinstance(error, InvalidRequestError | OverloadedError)
+    code = error.code if coded and error.code else row.code
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("%s %s: %s", scope["method"], scope["path"], error.message)
     return ErrorBody(message=error.message, type=row.type, param=param, code=code), row.status

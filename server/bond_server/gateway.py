@@ -13,6 +13,7 @@ from bond_core.store import Store, open_store
 from bond_server.access.binding import refuse_open
 from bond_server.access.gatekeeper import Gatekeeper, open_gatekeeper
 from bond_server.metrics import Metrics
+from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer, Judges
 from bond_server.services.arms import servable_arms
 from bond_server.services.background import Background
@@ -40,6 +41,7 @@ class Gateway:
     policies: PolicyRegistry
     models: Models
     generation: GenerationService
+    admission: Admission
     comparison: ComparisonService
     after_answer: AfterAnswer
     controller: Controller
@@ -110,6 +112,14 @@ def _assemble(
     judges: Judges,
     gatekeeper: Gatekeeper,
 ) -> Gateway:
+    metrics.model_info.labels(engine.info.base_model).set(1)
+    for role, upstream in (
+        ("engine", engine),
+        ("scorer", judges.scorer),
+        ("judge", judges.judge),
+        ("gold", judges.gold),
+    ):
+        metrics.upstreams.watch(role, upstream)
     background = Background()
     residents = (
         DEFAULT_RESIDENT_VERSIONS
@@ -121,6 +131,12 @@ def _assemble(
     after_answer = AfterAnswer(
         store.completions, engine, policies, judges, metrics, config.sampling.temperature
     )
+    admission = Admission(
+        config.admission.rows_at_once(config.engine),
+        config.admission.rows_waiting(config.engine),
+        config.admission.max_wait_s,
+        metrics,
+    )
     generation = GenerationService(
         engine,
         judges.scorer,
@@ -130,6 +146,7 @@ def _assemble(
         arms,
         metrics,
         background,
+        admission,
     )
     return Gateway(
         config=config,
@@ -140,6 +157,7 @@ def _assemble(
         policies=policies,
         models=Models(engine.info.base_model, policies, adapters=engine.info.adapters),
         generation=generation,
+        admission=admission,
         comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
         after_answer=after_answer,
         controller=Controller(store, policies, after_answer, metrics, config.server.policy_poll_s),

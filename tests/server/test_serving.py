@@ -102,9 +102,15 @@ async def test_what_outlasts_the_grace_is_cancelled_and_recorded(
     config = write_config(tmp_path, rewards_file, delay_s=60.0, shutdown_grace_s=1.0)
     with gateway(config) as (process, url):
         started = time.monotonic()
-        await signalled_post(process, url)
+        response = await signalled_post(process, url)
         assert process.wait(10) == 0
         assert time.monotonic() - started < 6
+    assert response is not None
+    assert response.status_code == 503
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "shutting_down")
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["x-request-id"]
     assert [status for _, status in rows(config)] == ["cancelled"]
 
 
@@ -158,6 +164,22 @@ def run_to_end(config: Path) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+async def test_answers_do_not_wait_for_acknowledgements() -> None:
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def on_connection(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        end = writer.get_extra_info("socket")
+        accepted.set_result(end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with claim_socket("127.0.0.1", 0) as listener:
+        server = await asyncio.start_server(on_connection, sock=listener)
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await asyncio.wait_for(accepted, 10) == 1
+        writer.close()
+        server.close()
 
 
 def test_port_0_is_any_free_port() -> None:

@@ -80,6 +80,10 @@ class ServerConfig(Section):
     """What an absent `store` field means: whether the trainer may learn from the row."""
     policy_poll_s: float = Field(default=0.5, gt=0)
     """How often the gateway looks for a changed alias and for challengers."""
+    log_format: Literal["text", "json"] = "text"
+    """Of the gateway's log on stderr: lines for people, or one JSON object per line."""
+    access_log: bool = True
+    """Log one line per request: method, route, status, milliseconds, arm; never what it says."""
     shutdown_grace_s: float = Field(default=10.0, ge=0)
     """How long running requests may take to end after SIGTERM."""
     keep_alive_s: float = Field(default=5.0, gt=0)

@@ -36,8 +36,8 @@ async def test_an_error_before_the_first_event_has_its_status(
             "param": None,
             "code": "engine_unavailable",
         }
-        response = await served.client.post(CHAT, json={**body, "stream": True, "n": 99})
-        assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
+        response = await served.client.post(CHAT, json={**body, "stream": True, "best_of": 99})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "best_of")
 
 
 @BOTH
@@ -75,11 +75,13 @@ async def test_an_unexpected_error_in_mid_stream_names_the_request(
         raise RuntimeError("a defect of ours")
 
     monkeypatch.setattr("bond_server.forms.chat.ChatForm.closing", broken)
-    async with serve(make_config()) as served:
-        async with served.client.stream(
+    async with (
+        serve(make_config()) as served,
+        served.client.stream(
             "POST", CHAT, json={**SINGLE, "stream": True}, headers={"x-request-id": "find-me"}
-        ) as response:
-            answer = Told(response.headers, [frame async for frame in frames(response)])
+        ) as response,
+    ):
+        answer = Told(response.headers, [frame async for frame in frames(response)])
     error = answer.chunks[-1]["error"]
     assert (error["code"], error["type"]) == ("internal_error", "server_error")
     assert "find-me" in error["message"]

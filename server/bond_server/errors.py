@@ -108,6 +108,9 @@ TOKEN_LIMIT_CODE = "token_limit_too_low"
 NO_KEYS_CODE = "no_keys"
 JSON_CODE = "invalid_json"
 BODY_CODE = "invalid_body"
+KEY_REUSED_CODE = "idempotency_key_reused"
+KEY_IN_FLIGHT_CODE = "idempotency_key_in_flight"
+ANSWER_NOT_KEPT_CODE = "answer_not_kept"
 
 
 def install_error_handlers(app: FastAPI) -> None:

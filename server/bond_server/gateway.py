@@ -20,6 +20,7 @@ from bond_server.services.background import Background
 from bond_server.services.comparison import ComparisonService
 from bond_server.services.controller import Controller
 from bond_server.services.generation import GenerationService
+from bond_server.services.idempotency import Idempotency
 from bond_server.services.models import Models
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
@@ -45,6 +46,7 @@ class Gateway:
     comparison: ComparisonService
     after_answer: AfterAnswer
     controller: Controller
+    idempotency: Idempotency
     background: Background
     gatekeeper: Gatekeeper
     started_at: float
@@ -63,6 +65,7 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             config.store.durability,
             config.store.group_commit_rows,
             config.store.commit_timeout_s,
+            config.store.queue_rows,
             exclusive_gateway=True,
         )
         stack.push_async_callback(store.close)
@@ -86,6 +89,7 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             asyncio.create_task(gateway.after_answer.run(), name="after answer"),
             asyncio.create_task(gatekeeper.keyring.run(), name="keys"),
             asyncio.create_task(gatekeeper.limiter.run(), name="limits"),
+            asyncio.create_task(gateway.idempotency.run(), name="idempotency"),
         ]
         try:
             yield gateway
@@ -161,6 +165,11 @@ def _assemble(
         comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
         after_answer=after_answer,
         controller=Controller(store, policies, after_answer, metrics, config.server.policy_poll_s),
+        idempotency=Idempotency(
+            store.idempotency,
+            keep_s=config.store.retention.replay_hours * 3600,
+            wait_s=config.server.idempotency_wait_s,
+        ),
         background=background,
         gatekeeper=gatekeeper,
         started_at=time.time(),

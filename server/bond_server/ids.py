@@ -3,6 +3,8 @@
 import os
 import time
 
+from bond_core import __version__
+
 COMPLETION_PREFIX = "chatcmpl-"
 TEXT_COMPLETION_PREFIX = "cmpl-"
 COMPARISON_PREFIX = "bondcmp-"
@@ -16,3 +18,8 @@ def uuid7() -> str:
     value = value & ~(0xF << 76) | 0x7 << 76  # the version
     value = value & ~(0b11 << 62) | 0b10 << 62  # the variant
     return f"{value:032x}"
+
+
+def fingerprint_of(version: str) -> str:
+    """The `system_fingerprint` of answers by a policy version: what may change them."""
+    return f"bond-{__version__}-{version}"

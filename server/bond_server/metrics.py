@@ -105,6 +105,9 @@ class Metrics:
         self.log_rows = counter(
             "log_rows_total", "Rows committed to the log; equals requests.", "arm", "status"
         )
+        self.idempotent_requests = counter(
+            "idempotent_requests_total", "Requests with an Idempotency-Key.", "outcome"
+        )
         self.candidates = counter("candidates_total", "Candidates drawn.", "arm", "finish_reason")
         self.prompt_tokens = counter("prompt_tokens_total", "Prompt tokens.", "arm")
         self.generation_tokens = counter(

@@ -8,7 +8,19 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from bond_core.store.settlement import KeptAnswer
+
 logger = logging.getLogger(__name__)
+
+
+UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""Proxies such as nginx would collect the events otherwise."""
+
+
+async def transcript(events: AsyncGenerator[str], headers: Mapping[str, str]) -> KeptAnswer:
+    """All of a stream as one text, to be sent again."""
+    lines = [_event(data) async for data in events]
+    return KeptAnswer("".join(lines).encode(), EventStream.media_type, {**headers, **UNBUFFERED})
 
 
 class EventStream(Response):
@@ -30,9 +42,7 @@ class EventStream(Response):
         told: Callable[[Exception], str],
         keep_alive_s: float,
     ) -> None:
-        # proxies such as nginx would collect the events otherwise
-        unbuffered = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(headers={**headers, **unbuffered})
+        super().__init__(headers={**headers, **UNBUFFERED})
         del self.headers["content-length"]
         self._events = events
         self._told = told
@@ -58,11 +68,11 @@ class EventStream(Response):
         try:
             async with contextlib.aclosing(self._events):
                 async for data in self._events:
-                    await self._say(send, f"data: {data}\n\n")
+                    await self._say(send, _event(data))
         except Exception as error:
             if not self._started:
                 raise
-            await self._say(send, f"data: {self._told(error)}\n\n")
+            await self._say(send, _event(self._told(error)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:
@@ -84,6 +94,10 @@ class EventStream(Response):
                 }
             )
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -18,6 +18,7 @@ from bond_core.config.objective import (
     ObjectiveConfig,
     RlooConfig,
 )
+from bond_core.config.retention import RetentionConfig
 from bond_core.config.rollouts import RolloutsConfig
 from bond_core.config.scorer import (
     ClassifierScorerConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "PoolingScorerConfig",
+    "RetentionConfig",
     "RlooConfig",
     "RolloutsConfig",
     "SamplingConfig",

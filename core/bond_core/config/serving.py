@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bond_core.config.base import Section
+from bond_core.config.retention import RetentionConfig
 from bond_core.types import SamplingParams
 
 
@@ -84,6 +85,8 @@ class ServerConfig(Section):
     """Of the gateway's log on stderr: lines for people, or one JSON object per line."""
     access_log: bool = True
     """Log one line per request: method, route, status, milliseconds, arm; never what it says."""
+    idempotency_wait_s: float = Field(default=10.0, ge=0)
+    """How long a request waits for one that runs under the same `Idempotency-Key`."""
     shutdown_grace_s: float = Field(default=10.0, ge=0)
     """How long running requests may take to end after SIGTERM."""
     keep_alive_s: float = Field(default=5.0, gt=0)
@@ -101,3 +104,6 @@ class StoreConfig(Section):
     """Most rows that share one commit."""
     commit_timeout_s: float = Field(default=10.0, gt=0)
     """How long an answer waits for its row before it becomes an error."""
+    queue_rows: int = Field(default=2048, ge=1)
+    """Most rows that wait for a slow database; over it an answer becomes an error at once."""
+    retention: RetentionConfig = RetentionConfig()

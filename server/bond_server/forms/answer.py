@@ -1,8 +1,8 @@
 """What the forms of an answer share: headers, usage, timings, how it was made."""
 
-from bond_core import __version__
 from bond_core.store.records import CompletionRecord
 from bond_core.types import Candidate
+from bond_server.ids import fingerprint_of
 from bond_server.schemas.completion import (
     BondAnswer,
     BondUsage,
@@ -62,7 +62,7 @@ def bond_view(answer: Answer, *, return_candidates: bool) -> BondAnswer:
 
 def fingerprint(record: CompletionRecord) -> str:
     """`system_fingerprint`: what the answer depends on besides the request."""
-    return f"bond-{__version__}-{record.version}"
+    return record.system_fingerprint or fingerprint_of(record.version)
 
 
 def all_tokens(answer: Answer) -> int:

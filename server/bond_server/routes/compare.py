@@ -9,7 +9,8 @@ from bond_core.types import Arm
 from bond_server.deps import ContextDep, GatewayDep
 from bond_server.forms.comparison import comparison_view
 from bond_server.gateway import Gateway
-from bond_server.routes.answering import CLIENT_CLOSED, make_ask, until_disconnect
+from bond_server.routes.answering import make_ask
+from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
 from bond_server.schemas.completion import Comparison
 from bond_server.schemas.openai import ComparisonRequest
 from bond_server.services.ask import Ask, Target

@@ -22,6 +22,7 @@ from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
 from bond_server.services.background import Background
 from bond_server.services.best_of_n import Selection, select, unranked
 from bond_server.services.drawing import Drawn, Work, draw_all, draw_until
+from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
 from bond_server.services.scoring_time import ScoringTime
@@ -170,7 +171,8 @@ class GenerationService:
         started = time.perf_counter()
         self._after_answer.expect(record.id)
         try:
-            await self._recording.commit(record)
+            async with settling(begun.ask.claim, _uncommitted(begun, record)) as settlement:
+                await self._recording.commit(record, settlement)
         except BaseException:
             self._after_answer.forget(record.id)
             raise
@@ -246,6 +248,12 @@ def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRec
         latency_s=time.perf_counter() - begun.ask.context.started,
         score=by_index[selection.chosen[0]].score,
     )
+
+
+def _uncommitted(begun: Begun, record: CompletionRecord) -> Answer:
+    """The answer as it is known before its commit."""
+    overhead_s = record.latency_s - record.generate_s - record.score_s
+    return Answer(record, begun.plan.strategy, overhead_s, 0.0, _note(begun.plan))
 
 
 def _note(plan: Plan) -> str | None:

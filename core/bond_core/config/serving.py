@@ -89,6 +89,8 @@ class ServerConfig(Section):
     """How long a request waits for one that runs under the same `Idempotency-Key`."""
     shutdown_grace_s: float = Field(default=10.0, ge=0)
     """How long running requests may take to end after SIGTERM."""
+    keep_alive_s: float = Field(default=5.0, gt=0)
+    """Silence of a stream after which a comment is sent, so that no proxy closes it."""
 
 
 class StoreConfig(Section):

@@ -138,7 +138,12 @@ def _stream(
     parts, claim = gateway.generation.stream(begun), begun.ask.claim
     if claim is not None:
         parts = kept_parts(parts, claim, lambda again: transcript(told(again), plan_headers(begun)))
-    return EventStream(told(parts), plan_headers(begun), partial(error_event, request))
+    return EventStream(
+        told(parts),
+        plan_headers(begun),
+        partial(error_event, request),
+        gateway.config.server.keep_alive_s,
+    )
 
 
 async def _unit_of_earlier_attempt(ask: Ask, origin: Origin, gateway: Gateway) -> str:

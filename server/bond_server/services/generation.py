@@ -25,9 +25,8 @@ from bond_server.services.drawing import Drawn, Work, draw_all, draw_until
 from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
+from bond_server.services.scoring_time import ScoringTime
 
-SCORE_TIME_WEIGHT = 0.2
-"""Of the newest scoring in their moving average."""
 NOTE_NOTHING_PROMOTED = "no version has been promoted yet: distilled is the reference"
 
 
@@ -81,8 +80,7 @@ class GenerationService:
         self._recording = recording
         self._after_answer = after_answer
         self._arms = arms
-        self._score_s = 0.0
-        """What scoring takes lately: drawing leaves so much of a deadline."""
+        self._scoring_time = ScoringTime()
         self._metrics = metrics
 
     def plan(self, ask: Ask) -> Plan:
@@ -195,7 +193,8 @@ class GenerationService:
             if (remaining_s := self._remaining_s(begun)) is None:
                 drawn = await draw_all(self._engine, work)
             else:
-                drawn = await draw_until(self._engine, work, remaining_s - self._score_s)
+                within_s = remaining_s - self._scoring_time.set_aside_s(remaining_s)
+                drawn = await draw_until(self._engine, work, within_s)
             return replace(drawn, generate_s=time.perf_counter() - started)
 
     async def _choose(self, begun: Begun, drawn: Drawn) -> Selection:
@@ -206,7 +205,7 @@ class GenerationService:
             self._scorer, ask.messages, drawn, plan.n, within_s=self._remaining_s(begun)
         )
         self._metrics.score_latency.observe(selection.score_s)
-        self._score_s += SCORE_TIME_WEIGHT * (selection.score_s - self._score_s)
+        self._scoring_time.observe(selection.score_s)
         return selection
 
     def _remaining_s(self, begun: Begun) -> float | None:

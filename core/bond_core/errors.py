@@ -10,10 +10,12 @@
     │   └── ProbeError              loaded, but what is served is not this version
     ├── UnknownVersionError         the engine does not hold this version
     ├── EngineUnavailableError      the engine cannot answer now
+    ├── DeadlineError               nothing had been drawn when the request's deadline came
     ├── ScoringError                a scorer failed, or returned something that is not a score
     │   └── ScorerUnavailableError  its server is away, refuses us or answers nonsense
     ├── PolicyStateError            a policy version may not change in this way
-    └── StoreUnavailableError       the store cannot commit now
+    ├── StoreUnavailableError       the store cannot commit now
+    └── OverloadedError             too much to do; `retry_after_s` says when to come back
 
 Each message says what is wrong and what to do. The gateway maps classes to HTTP in one table.
 """
@@ -75,6 +77,10 @@ class EngineUnavailableError(BondError):
     """The engine cannot answer now."""
 
 
+class DeadlineError(BondError):
+    """Nothing had been drawn when the request's deadline came."""
+
+
 class ScoringError(BondError):
     """The scorer failed or returned something that is not a finite number."""
 
@@ -90,3 +96,13 @@ class PolicyStateError(BondError):
 
 class StoreUnavailableError(BondError):
     """The store cannot commit now."""
+
+
+class OverloadedError(BondError):
+    """There is more to do than can be done now; the request was not begun."""
+
+    def __init__(self, message: str, *, code: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.code = code
+        """Which bound was met."""
+        self.retry_after_s = retry_after_s

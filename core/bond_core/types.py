@@ -66,6 +66,12 @@ def raw_prompt(conversation: Conversation) -> str | None:
     return None
 
 
+def judged_as(conversation: Conversation) -> Conversation:
+    """The conversation as scorers read it: raw text is what a user says."""
+    text = raw_prompt(conversation)
+    return conversation if text is None else (Message("user", text),)
+
+
 def _no_bias() -> Mapping[int, float]:
     return MappingProxyType({})
 

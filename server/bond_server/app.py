@@ -17,6 +17,7 @@ from bond_server.routes import (
     best_of_n,
     chat,
     compare,
+    completions,
     distilled,
     health,
     metrics,
@@ -26,9 +27,11 @@ from bond_server.routes import (
     training,
 )
 from bond_server.schemas.completion import ErrorAnswer
+from bond_server.shedding import SheddingMiddleware
 
 ROUTERS = (
     chat.router,
+    completions.router,
     best_of_n.router,
     distilled.router,
     compare.router,
@@ -66,8 +69,17 @@ def create_app(config: BondConfig) -> FastAPI:
         docs_url=None,  # both pages load their scripts from elsewhere, and stay blank offline
         redoc_url=None,
     )
-    app.add_middleware(AccessMiddleware)  # the last one added is the outermost
-    app.add_middleware(RequestMiddleware, metrics=instruments, access=config.access)
+    # the last one added is the outermost
+    app.add_middleware(AccessMiddleware)
+    app.add_middleware(
+        SheddingMiddleware, max_requests=config.admission.max_requests, metrics=instruments
+    )
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=instruments,
+        access=config.access,
+        access_log=config.server.access_log,
+    )
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router, responses=ERRORS)

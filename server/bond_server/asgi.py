@@ -1,5 +1,6 @@
 """The outermost layer, as plain ASGI: request id, arrival time, body limit, defects of ours."""
 
+import asyncio
 import logging
 import re
 import time
@@ -12,11 +13,13 @@ from bond_core.config import AccessConfig
 from bond_server.access.bounded_body import BoundedBody
 from bond_server.access.rules import PATH_KEY
 from bond_server.context import CONTEXT_KEY, RequestContext
-from bond_server.errors import internal_error
+from bond_server.errors import internal_error, shutting_down
 from bond_server.ids import uuid7
+from bond_server.logs import ACCESS, REQUEST_ID
 from bond_server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger(ACCESS)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -25,10 +28,13 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class RequestMiddleware:
     """Gives each request its context, and every answer its id and its time."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access: AccessConfig) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, access: AccessConfig, *, access_log: bool
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._access = access
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event stream."""
@@ -37,10 +43,15 @@ class RequestMiddleware:
             return
         context = _context_of(scope)
         scope[CONTEXT_KEY] = context
+        of_this_request = REQUEST_ID.set(context.request_id)
         watch = _Sending(send, context)
         body = BoundedBody(receive, scope["headers"], self._access)
         try:
             await self._app(scope, body.receive, watch.send)
+        except asyncio.CancelledError:  # only a shutdown whose grace is over cancels from outside
+            if watch.status is not None:
+                raise
+            await shutting_down()(scope, receive, watch.send)
         except Exception:
             logger.exception("request %s failed", context.request_id)
             if watch.status is not None:  # too late for an error; end the connection
@@ -52,6 +63,9 @@ class RequestMiddleware:
             code = str(watch.status or 499)
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.http_requests.labels(path, method, code).inc()
+            if self._access_log:
+                _log_access(method, path, code, context, watch.arm)
+            REQUEST_ID.reset(of_this_request)
 
 
 class _Sending:
@@ -61,15 +75,30 @@ class _Sending:
         self._send = send
         self._context = context
         self.status: int | None = None
+        self.arm = "-"
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._context.request_id
+            self.arm = headers.get("x-bond-arm", "-")
             elapsed_ms = (time.perf_counter() - self._context.started) * 1000
             headers["openai-processing-ms"] = f"{elapsed_ms:.0f}"
         await self._send(message)
+
+
+def _log_access(method: str, path: str, code: str, context: RequestContext, arm: str) -> None:
+    """One line when the request is over: the route, never the path, the body or a header."""
+    spent_ms = (time.perf_counter() - context.started) * 1000
+    fields = {
+        "method": method,
+        "route": path,
+        "status": int(code),
+        "ms": round(spent_ms, 3),
+        "arm": arm,
+    }
+    access.info("%s %s %s %.1f ms %s", method, path, code, spent_ms, arm, extra={"fields": fields})
 
 
 def _context_of(scope: Scope) -> RequestContext:

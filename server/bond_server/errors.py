@@ -1,8 +1,8 @@
 """The one table from exceptions to HTTP, and the one shape of an error."""
 
-import difflib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,8 +17,10 @@ from starlette.types import Scope
 from bond_core.errors import (
     AdapterError,
     BondError,
+    DeadlineError,
     EngineUnavailableError,
     InvalidRequestError,
+    OverloadedError,
     PromptTooLongError,
     ScoringError,
     StoreUnavailableError,
@@ -33,8 +35,9 @@ from bond_server.access.failures import (
     LimitExceededError,
     MissingScopeError,
 )
+from bond_server.context import CONTEXT_KEY
 from bond_server.schemas.completion import ErrorAnswer, ErrorBody
-from bond_server.schemas.openai import REFUSED_PARAMETERS, ChatCompletionRequest, ComparisonRequest
+from bond_server.services.engine_fields import UNKNOWN_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ ERROR_TABLE: tuple[Mapped, ...] = (
     Mapped(InvalidRequestError, HTTPStatus.BAD_REQUEST, "invalid_request_error", "invalid_value"),
     Mapped(UnknownVersionError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "version_unloaded"),
     Mapped(AdapterError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "adapter_refused"),
+    Mapped(DeadlineError, HTTPStatus.GATEWAY_TIMEOUT, "server_error", "deadline_exceeded"),
     Mapped(
         EngineUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "engine_unavailable"
     ),
@@ -80,6 +84,7 @@ ERROR_TABLE: tuple[Mapped, ...] = (
     Mapped(
         StoreUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "store_unavailable"
     ),
+    Mapped(OverloadedError, HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
     Mapped(NotReadyError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "not_ready"),
     Mapped(BondError, HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
 )
@@ -94,14 +99,18 @@ HTTP_CODES: Mapping[int, str] = {
 """Codes of errors that the framework raises."""
 
 INTERNAL_CODE = "internal_error"
-UNSUPPORTED_CODE = "unsupported_parameter"
-UNKNOWN_CODE = "unknown_parameter"
+QUEUE_TIMEOUT_CODE = "queue_timeout"
+TOO_MANY_REQUESTS_CODE = "too_many_requests"
+SHUTTING_DOWN_CODE = "shutting_down"
 VALUE_CODE = "invalid_value"
 DEPTH_CODE = "body_too_deep"
 TOKEN_LIMIT_CODE = "token_limit_too_low"
 NO_KEYS_CODE = "no_keys"
 JSON_CODE = "invalid_json"
 BODY_CODE = "invalid_body"
+KEY_REUSED_CODE = "idempotency_key_reused"
+KEY_IN_FLIGHT_CODE = "idempotency_key_in_flight"
+ANSWER_NOT_KEPT_CODE = "answer_not_kept"
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -133,20 +142,73 @@ def error_json(body: ErrorBody, status: int, headers: Mapping[str, str] | None =
 
 def internal_error(request_id: str) -> Response:
     """What a client learns of a defect of ours: where to find it in the log."""
+    return error_json(_internal(request_id), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _internal(request_id: str) -> ErrorBody:
     message = f"internal error; the server's log has the cause under request {request_id}"
-    body = ErrorBody(message=message, type="server_error", param=None, code=INTERNAL_CODE)
-    return error_json(body, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return ErrorBody(message=message, type="server_error", param=None, code=INTERNAL_CODE)
+
+
+def error_event(request: Request, error: Exception) -> str:
+    """The data of an event that ends a stream which had begun."""
+    if isinstance(error, BondError):
+        body, _ = _told(request.scope, error)
+    else:
+        request_id = request.scope[CONTEXT_KEY].request_id
+        logger.exception("request %s failed in its stream", request_id, exc_info=error)
+        body = _internal(request_id)
+    return json.dumps(ErrorAnswer(error=body).model_dump())
+
+
+def overloaded(error: OverloadedError) -> Response:
+    """What a client gets that is to come back: 429 where the work is too much, 503 where the
+    requests themselves are."""
+    too_many = error.code == TOO_MANY_REQUESTS_CODE
+    status = HTTPStatus.SERVICE_UNAVAILABLE if too_many else HTTPStatus.TOO_MANY_REQUESTS
+    kind = "server_error" if too_many else "rate_limit_error"
+    body = ErrorBody(message=error.message, type=kind, param=None, code=error.code)
+    return error_json(body, status, retry_headers(error.retry_after_s))
+
+
+def retry_headers(seconds: float) -> dict[str, str]:
+    """When to come back, for clients that read whole seconds and for those that read more."""
+    milliseconds = math.ceil(seconds * 1000)
+    return {
+        "retry-after": str(max(1, math.ceil(milliseconds / 1000))),
+        "retry-after-ms": str(milliseconds),
+    }
+
+
+def shutting_down() -> Response:
+    """What a request gets that outlasts the grace of a shutdown."""
+    body = ErrorBody(
+        message="the gateway is shutting down and could not wait for this answer any longer "
+        "(server.shutdown_grace_s); send the request again",
+        type="server_error",
+        param=None,
+        code=SHUTTING_DOWN_CODE,
+    )
+    headers = {**retry_headers(1.0), "connection": "close"}
+    return error_json(body, HTTPStatus.SERVICE_UNAVAILABLE, headers)
 
 
 def bond_error(scope: Scope, error: BondError) -> Response:
     """The answer that tells an error of ours."""
+    if isinstance(error, OverloadedError):
+        return overloaded(error)
+    body, status = _told(scope, error)
+    return error_json(body, status, error.headers if isinstance(error, AccessError) else None)
+
+
+def _told(scope: Scope, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
     row = next(row for row in ERROR_TABLE if isinstance(error, row.error))
     param = error.param if isinstance(error, InvalidRequestError) else None
-    code = error.code if isinstance(error, InvalidRequestError) and error.code else row.code
+    coded = isinstance(error, InvalidRequestError | OverloadedError)
+    code = error.code if coded and error.code else row.code
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("%s %s: %s", scope["method"], scope["path"], error.message)
-    body = ErrorBody(message=error.message, type=row.type, param=param, code=code)
-    return error_json(body, row.status, error.headers if isinstance(error, AccessError) else None)
+    return ErrorBody(message=error.message, type=row.type, param=param, code=code), row.status
 
 
 def _http_exception(request: Request, error: HTTPException) -> Response:
@@ -203,10 +265,5 @@ def _describe_body(problem: Mapping[str, Any]) -> str:
 
 
 def _describe_extra(path: Sequence[str]) -> tuple[str, str]:
-    name = path[-1]
-    if len(path) == 1 and name in REFUSED_PARAMETERS:
-        return f"{name} is not supported; leave it out", UNSUPPORTED_CODE
-    message = f"there is no parameter {'.'.join(path)}"
-    known = {*ChatCompletionRequest.model_fields, *ComparisonRequest.model_fields}
-    close = difflib.get_close_matches(name, known, n=1) if len(path) == 1 else []
-    return f"{message}; did you mean {close[0]}?" if close else message, UNKNOWN_CODE
+    """Of parts of a body, and of bodies that no engine's fields can be in."""
+    return f"there is no parameter {'.'.join(path)}", UNKNOWN_CODE

@@ -13,12 +13,14 @@ from bond_core.store import Store, open_store
 from bond_server.access.binding import refuse_open
 from bond_server.access.gatekeeper import Gatekeeper, open_gatekeeper
 from bond_server.metrics import Metrics
+from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer, Judges
 from bond_server.services.arms import servable_arms
 from bond_server.services.background import Background
 from bond_server.services.comparison import ComparisonService
 from bond_server.services.controller import Controller
 from bond_server.services.generation import GenerationService
+from bond_server.services.idempotency import Idempotency
 from bond_server.services.models import Models
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
@@ -40,9 +42,11 @@ class Gateway:
     policies: PolicyRegistry
     models: Models
     generation: GenerationService
+    admission: Admission
     comparison: ComparisonService
     after_answer: AfterAnswer
     controller: Controller
+    idempotency: Idempotency
     background: Background
     gatekeeper: Gatekeeper
     started_at: float
@@ -61,6 +65,7 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             config.store.durability,
             config.store.group_commit_rows,
             config.store.commit_timeout_s,
+            config.store.queue_rows,
             exclusive_gateway=True,
         )
         stack.push_async_callback(store.close)
@@ -84,6 +89,7 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             asyncio.create_task(gateway.after_answer.run(), name="after answer"),
             asyncio.create_task(gatekeeper.keyring.run(), name="keys"),
             asyncio.create_task(gatekeeper.limiter.run(), name="limits"),
+            asyncio.create_task(gateway.idempotency.run(), name="idempotency"),
         ]
         try:
             yield gateway
@@ -110,6 +116,14 @@ def _assemble(
     judges: Judges,
     gatekeeper: Gatekeeper,
 ) -> Gateway:
+    metrics.model_info.labels(engine.info.base_model).set(1)
+    for role, upstream in (
+        ("engine", engine),
+        ("scorer", judges.scorer),
+        ("judge", judges.judge),
+        ("gold", judges.gold),
+    ):
+        metrics.upstreams.watch(role, upstream)
     background = Background()
     residents = (
         DEFAULT_RESIDENT_VERSIONS
@@ -121,6 +135,12 @@ def _assemble(
     after_answer = AfterAnswer(
         store.completions, engine, policies, judges, metrics, config.sampling.temperature
     )
+    admission = Admission(
+        config.admission.rows_at_once(config.engine),
+        config.admission.rows_waiting(config.engine),
+        config.admission.max_wait_s,
+        metrics,
+    )
     generation = GenerationService(
         engine,
         judges.scorer,
@@ -130,6 +150,7 @@ def _assemble(
         arms,
         metrics,
         background,
+        admission,
     )
     return Gateway(
         config=config,
@@ -140,9 +161,15 @@ def _assemble(
         policies=policies,
         models=Models(engine.info.base_model, policies, adapters=engine.info.adapters),
         generation=generation,
+        admission=admission,
         comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
         after_answer=after_answer,
         controller=Controller(store, policies, after_answer, metrics, config.server.policy_poll_s),
+        idempotency=Idempotency(
+            store.idempotency,
+            keep_s=config.store.retention.replay_hours * 3600,
+            wait_s=config.server.idempotency_wait_s,
+        ),
         background=background,
         gatekeeper=gatekeeper,
         started_at=time.time(),

@@ -79,5 +79,5 @@ async def test_errors_carry_the_field_and_the_code(client: AsyncClient) -> None:
         await client.best_of_n("Hello", best_of=9)
     assert (too_many.value.status, too_many.value.param) == (400, "best_of")
     with pytest.raises(BondInvalidRequestError) as refused:
-        await client.chat("Hello", model="fake", stream=True)
-    assert refused.value.param == "stream"
+        await client.chat("Hello", model="fake", functions=[{"name": "f"}])
+    assert refused.value.param == "functions"

@@ -8,7 +8,7 @@ from stored import best_of_n, candidate, completion
 
 from bond_core.errors import ScoringError, StoreUnavailableError
 from bond_core.holdout import Split
-from bond_core.store import CompletionRecord, Store
+from bond_core.store import CompletionRecord, Origin, Store
 from bond_core.store.tables import UNSCORED
 from bond_core.types import (
     Arm,
@@ -63,12 +63,22 @@ FULL = CompletionRecord(
     judge_score=1e-300,
     gold_score=0.0,
     log_ratio=-12.75,
+    origin=Origin(
+        user="né",
+        safety_identifier="hash of né",
+        metadata={"session_id": HARD_TEXT, "é": "", "a\x00": "1", "a\ufffd": "2"},
+        digest="d1",
+        retry=2,
+    ),
+    system_fingerprint="bond-0.1-v0000",
+    stored=True,
+    redacted=True,
 )
 
 
 async def test_every_field_comes_back_as_it_was(store: Store) -> None:
     untouched = {f.name for f in fields(FULL) if getattr(FULL, f.name) == f.default}
-    untouched -= {"seq", "keep_content"}  # the store's own, and what is no column
+    untouched -= {"seq", "superseded", "keep_content"}  # the store's own, and what is no column
     assert untouched == set()  # each field is put to the test with a value of its own
 
     seq = await store.completions.record(FULL)

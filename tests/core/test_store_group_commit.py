@@ -1,6 +1,7 @@
 """Group commit: shared transactions, answers after the commit, errors to the guilty only."""
 
 import asyncio
+import resource
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from sqlalchemy import Connection
 from stored import best_of_n, completion
 
 from bond_core.errors import StoreUnavailableError
-from bond_core.store import Store
+from bond_core.store import CompletionRecord, Store
 from bond_core.store.database import Database, Work
 from bond_core.store.writer import GroupCommit
 
@@ -110,7 +111,9 @@ class GatedDatabase:
     async def close(self) -> None: ...
 
 
-def gated_writer(timeout_s: float) -> tuple[GatedDatabase, GroupCommit[str, str]]:
+def gated_writer(
+    timeout_s: float, max_waiting: int = 100
+) -> tuple[GatedDatabase, GroupCommit[str, str]]:
     gated = GatedDatabase()
     database: Database = gated  # type: ignore[assignment]
 
@@ -118,7 +121,9 @@ def gated_writer(timeout_s: float) -> tuple[GatedDatabase, GroupCommit[str, str]
         gated.committed.extend(items)
         return [item.upper() for item in items]
 
-    return gated, GroupCommit(database, apply, max_rows=8, timeout_s=timeout_s)
+    return gated, GroupCommit(
+        database, apply, max_rows=8, timeout_s=timeout_s, max_waiting=max_waiting
+    )
 
 
 async def test_nobody_is_answered_before_the_commit_and_late_items_are_withdrawn() -> None:
@@ -225,3 +230,49 @@ async def test_a_read_only_database_is_an_error(tmp_path: Path, open_store_at: O
     with pytest.raises(StoreUnavailableError, match="Check that the database is up, writable"):
         await store.ping()
     assert await store.completions.count() == 0
+
+
+async def test_a_slow_database_does_not_grow_memory(
+    tmp_path: Path, open_store_at: OpenStoreAt
+) -> None:
+    file = tmp_path / "bond.db"
+    store = await open_store_at(f"sqlite:///{file}", commit_timeout_s=20.0, queue_rows=16)
+    blocker = sqlite3.connect(file, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+
+    def row(number: int) -> CompletionRecord:
+        return completion(f"row {number}", unit=f"{number}" + "x" * 65_536)
+
+    waiting = [asyncio.create_task(store.completions.record(row(0)))]
+    await asyncio.sleep(0.05)  # its transaction has begun
+    waiting += [asyncio.create_task(store.completions.record(row(i))) for i in range(1, 17)]
+    await asyncio.sleep(0.05)
+    assert store.completions.num_waiting == 16
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(100, 2100):
+        with pytest.raises(StoreUnavailableError, match=r"16 rows wait .*store\.queue_rows"):
+            await store.completions.record(row(number))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    await asyncio.gather(*waiting)
+    assert await store.completions.count() == 17
+    assert grown < 32 * 1024, f"{grown} KiB; the rows refused are 128 MiB"
+
+
+async def test_what_is_given_up_gives_its_place_back() -> None:
+    gated, writer = gated_writer(timeout_s=0.05, max_waiting=2)
+    first = asyncio.create_task(writer.submit("first"))
+    await gated.begun.wait()
+    for _ in range(2):
+        late = [asyncio.create_task(writer.submit(name)) for name in ("second", "third")]
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailableError, match="2 rows wait"):
+            await writer.submit("fourth")
+        outcomes = await asyncio.gather(*late, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
+        assert writer.num_waiting == 0
+    gated.gate.set()
+    await asyncio.gather(first, return_exceptions=True)
+    await writer.close()
+    assert gated.committed == ["first"]

@@ -6,6 +6,7 @@ from typing import Any
 from running_gateway import MODEL, MakeConfig, Run, Running
 
 HI = [{"role": "user", "content": "hi"}]
+CALL = {"id": "1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
 
 
 def error_of(response: Any, status: int) -> dict[str, Any]:
@@ -27,7 +28,23 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": None}, "messages", "invalid_value"),
     ({}, "messages", "invalid_value"),
     ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "invalid_value"),
+    ({"messages": [{"role": "x", "content": "x"}]}, "messages.0.role", "invalid_value"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id", "invalid_value"),
+    (
+        {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
+        "messages.0.tool_call_id",
+        "invalid_value",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]},
+        "messages.0.tool_calls",
+        "invalid_value",
+    ),
+    (
+        {"messages": [*HI, {"role": "assistant", "tool_calls": [{**CALL, "id": 1}]}]},
+        "messages.1.tool_calls.0.id",
+        "invalid_value",
+    ),
     (
         {"messages": [*HI, {"role": "assistant", "content": None}]},
         "messages.1.content",
@@ -39,8 +56,8 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
         "invalid_value",
     ),
     (
-        {"messages": [{"role": "user", "content": "x", "name": "bob"}]},
-        "messages.0.name",
+        {"messages": [{"role": "user", "content": "x", "colour": "red"}]},
+        "messages.0.colour",
         "unknown_parameter",
     ),
     ({"messages": HI, "best_of": 1, "n": 2}, "best_of", "invalid_value"),
@@ -76,17 +93,17 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"messages": HI, "user": 7}, "user", "invalid_value"),
     ({"messages": HI, "store": "yes"}, "store", "invalid_value"),
-    ({"messages": HI, "stream": True}, "stream", "unsupported_parameter"),
-    ({"messages": HI, "logprobs": True}, "logprobs", "unsupported_parameter"),
-    ({"messages": HI, "tools": [{}]}, "tools", "unsupported_parameter"),
-    ({"messages": HI, "stream": 0}, "stream", "unsupported_parameter"),
-    (
-        {"messages": HI, "response_format": {"type": "json_object"}},
-        "response_format",
-        "unsupported_parameter",
-    ),
+    ({"messages": HI, "stream": 0}, "stream", "invalid_value"),
+    ({"messages": HI, "stream_options": {}}, "stream_options", "invalid_value"),
+    ({"messages": HI, "logprobs": 3}, "logprobs", "invalid_value"),
+    ({"messages": HI, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+    ({"messages": HI, "top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    ({"messages": HI, "functions": [{}]}, "functions", "unsupported_parameter"),
+    ({"messages": HI, "service_tier": "flex"}, "service_tier", "unsupported_parameter"),
+    ({"messages": HI, "use_beam_search": True}, "use_beam_search", "unknown_parameter"),
+    ({"messages": HI, "bond": {"deadline_ms": 0}}, "bond.deadline_ms", "invalid_value"),
+    ({"messages": HI, "bond": {"deadline": 9}}, "bond.deadline", "unknown_parameter"),
     ({"messages": HI, "best_off": 3}, "best_off", "unknown_parameter"),
-    ({"messages": HI, "bond": {"deadline_ms": 9}}, "bond.deadline_ms", "unknown_parameter"),
 ]
 
 
@@ -128,6 +145,8 @@ NO_VALUES = [
     (r'{"messages":[{"role":"user","content":"a"}],"\ud800":1}', None),
     (r'{"messages":[{"role":"user","content":"a"}],"temperature":NaN}', "temperature"),
     (r'{"messages":[{"role":"user","content":"a"}],"logit_bias":{"1":Infinity}}', "logit_bias.1"),
+    (r'{"messages":[{"role":"user","content":"a"}],"min_p":NaN}', "min_p"),
+    (r'{"messages":[{"role":"user","content":"a"}],"documents":["\udfff"]}', "documents"),
 ]
 
 

@@ -1,17 +1,15 @@
 """An answer is sent after its row is committed; failures and cancellations are rows too."""
 
 import asyncio
-import json
 import sqlite3
 from typing import Any
 
 import pytest
+from disconnecting import disconnecting_post
 from running_gateway import MakeConfig, Run, Running, row_id, settled
 
 from bond_core.config import BondConfig
 from bond_core.types import Arm
-
-HI = [{"role": "user", "content": "hi"}]
 
 
 def lock(config: BondConfig) -> sqlite3.Connection:
@@ -162,36 +160,3 @@ async def only_row(running: Running) -> dict[str, Any]:
         return dict(row)
     finally:
         connection.close()
-
-
-async def disconnecting_post(running: Running, path: str, after_s: float) -> list[dict[str, Any]]:
-    """Speak ASGI as a server does whose client closes the connection after a while."""
-    body = json.dumps({"messages": HI}).encode()
-    sent: list[dict[str, Any]] = []
-    inbox = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if inbox:
-            return inbox.pop()
-        await asyncio.sleep(after_s)
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "scheme": "http",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "client": ("127.0.0.1", 1),
-        "server": ("gateway", 80),
-    }
-    await running.app(scope, receive, send)  # type: ignore[arg-type]
-    return sent

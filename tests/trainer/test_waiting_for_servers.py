@@ -10,7 +10,7 @@ import pytest
 from tiny_training import config_of, factors_of, prompts_file
 
 from bond_core.config import BondConfig
-from bond_core.engines.base import Engine
+from bond_core.engines.base import Engine, Partial
 from bond_core.errors import EngineUnavailableError
 from bond_core.store import TrainingRecord
 from bond_core.types import Conversation, Generation, SamplingParams
@@ -31,11 +31,16 @@ class Servers(NamedVersions):
         self._away = away
 
     async def generate(
-        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+        self,
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
     ) -> Generation:
         if self._away(version):
             raise EngineUnavailableError("no server answers")
-        return await super().generate(version, prompt, params, n)
+        return await super().generate(version, prompt, params, n, partial)
 
 
 class AsServed:

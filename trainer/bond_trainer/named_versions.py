@@ -8,7 +8,7 @@ move from one to the next.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
-from bond_core.engines.base import Check, Engine, EngineInfo
+from bond_core.engines.base import Check, Engine, EngineInfo, Partial
 from bond_core.types import Conversation, Generation, SamplingParams, TextDelta
 
 
@@ -37,10 +37,15 @@ class NamedVersions:
         await self._engine.start()
 
     async def generate(
-        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+        self,
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
     ) -> Generation:
         """See `Engine.generate`."""
-        return await self._engine.generate(self._of(version), prompt, params, n)
+        return await self._engine.generate(self._of(version), prompt, params, n, partial)
 
     def stream(
         self, version: str, prompt: Conversation, params: SamplingParams

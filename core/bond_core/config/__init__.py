@@ -1,6 +1,7 @@
 """The configuration: closed, typed, one file for both processes."""
 
 from bond_core.config.access import AccessConfig
+from bond_core.config.admission import AdmissionConfig
 from bond_core.config.engine import (
     EngineConfig,
     FakeEngineConfig,
@@ -17,6 +18,7 @@ from bond_core.config.objective import (
     ObjectiveConfig,
     RlooConfig,
 )
+from bond_core.config.retention import RetentionConfig
 from bond_core.config.rollouts import RolloutsConfig
 from bond_core.config.scorer import (
     ClassifierScorerConfig,
@@ -44,6 +46,7 @@ from bond_core.config.trainer import (
 
 __all__ = [
     "AccessConfig",
+    "AdmissionConfig",
     "ArmsConfig",
     "BondConfig",
     "ClassifierScorerConfig",
@@ -62,6 +65,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "PoolingScorerConfig",
+    "RetentionConfig",
     "RlooConfig",
     "RolloutsConfig",
     "SamplingConfig",

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bond_core.config.base import Section
+from bond_core.config.retention import RetentionConfig
 from bond_core.types import SamplingParams
 
 
@@ -54,6 +55,9 @@ class ArmsConfig(Section):
     """N of Best-of-N where a request does not say."""
     max_best_of: int = Field(default=64, ge=1)
     """Largest N that a request may ask for."""
+    deadline_s: float | None = Field(default=None, gt=0)
+    """Seconds from arrival at which a selection returns the best candidate so far, marked
+    `deadline`; a request may set its own. Without, all candidates are waited for."""
     salt: str = "bondserve"
     """Changes which units fall on which arm."""
 
@@ -77,8 +81,16 @@ class ServerConfig(Section):
     """What an absent `store` field means: whether the trainer may learn from the row."""
     policy_poll_s: float = Field(default=0.5, gt=0)
     """How often the gateway looks for a changed alias and for challengers."""
+    log_format: Literal["text", "json"] = "text"
+    """Of the gateway's log on stderr: lines for people, or one JSON object per line."""
+    access_log: bool = True
+    """Log one line per request: method, route, status, milliseconds, arm; never what it says."""
+    idempotency_wait_s: float = Field(default=10.0, ge=0)
+    """How long a request waits for one that runs under the same `Idempotency-Key`."""
     shutdown_grace_s: float = Field(default=10.0, ge=0)
     """How long running requests may take to end after SIGTERM."""
+    keep_alive_s: float = Field(default=5.0, gt=0)
+    """Silence of a stream after which a comment is sent, so that no proxy closes it."""
 
 
 class StoreConfig(Section):
@@ -92,3 +104,6 @@ class StoreConfig(Section):
     """Most rows that share one commit."""
     commit_timeout_s: float = Field(default=10.0, gt=0)
     """How long an answer waits for its row before it becomes an error."""
+    queue_rows: int = Field(default=2048, ge=1)
+    """Most rows that wait for a slow database; over it an answer becomes an error at once."""
+    retention: RetentionConfig = RetentionConfig()

@@ -4,11 +4,11 @@ Gateway and trainer use the same protocol, so that what is evaluated offline is 
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from bond_core.types import Conversation, Generation, SamplingParams, TextDelta
+from bond_core.types import Completion, Conversation, Generation, SamplingParams, TextDelta
 
 CHAT_FIELDS = frozenset(
     {
@@ -41,6 +41,15 @@ class EngineInfo:
     """Where `adapters` is false: what is missing, and what to add."""
     fields: frozenset[str] = frozenset()
     """What `SamplingParams.further` may hold."""
+
+
+@dataclass(slots=True)
+class Partial:
+    """What `generate` has drawn so far, for whoever may give it up before its end."""
+
+    prompt_token_ids: tuple[int, ...] = ()
+    completions: dict[int, Completion] = field(default_factory=dict[int, Completion])
+    """By index, in the order in which they ended."""
 
 
 class TokenScorer(Protocol):
@@ -78,9 +87,16 @@ class Engine(TokenScorer, Protocol):
         ...
 
     async def generate(
-        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+        self,
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
     ) -> Generation:
         """Draw n completions, one prefill for all. Cancelling the call frees its rows at once.
+
+        Each completion is put into `partial`, if there is one, as soon as it has ended.
 
         Raises `PromptTooLongError` if prompt and one token do not fit into the context; an answer
         is cut at the context's end with finish reason `length`.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bond_core.config import FakeEngineConfig, ModelConfig
-from bond_core.engines.base import CHAT_FIELDS, Check, EngineInfo
+from bond_core.engines.base import CHAT_FIELDS, Check, EngineInfo, Partial
 from bond_core.engines.fake_language import (
     END_TOKEN,
     VOCAB_SIZE,
@@ -95,10 +95,17 @@ class FakeEngine:
         self._started = True
 
     async def generate(
-        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+        self,
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
     ) -> Generation:
         """See `Engine.generate`. Each completion takes `delay_s` and a place of the capacity."""
         prompt_token_ids, room = self._admitted(version, prompt, params, n)
+        partial = partial or Partial()
+        partial.prompt_token_ids = prompt_token_ids
         if self._delay_s == 0 and not self._capacity.locked():
             drawn = [self._draw(version, prompt_token_ids, params, i, room) for i in range(n)]
             return Generation(prompt_token_ids, tuple(drawn))
@@ -106,7 +113,9 @@ class FakeEngine:
         async def draw(index: int) -> Completion:
             async with self._place():
                 await self._work(self._delay_s)
-                return self._draw(version, prompt_token_ids, params, index, room)
+                drawn = self._draw(version, prompt_token_ids, params, index, room)
+                partial.completions[index] = drawn
+                return drawn
 
         tasks = [asyncio.create_task(draw(index)) for index in range(n)]
         try:

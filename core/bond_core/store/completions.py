@@ -8,10 +8,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from bond_core.holdout import Split
+from bond_core.store.attempts import supersede_earlier
 from bond_core.store.claims import Lease, claim_learnable
-from bond_core.store.database import Database, in_chunks, refused
+from bond_core.store.database import Database, RowRefusedError, in_chunks, refused
+from bond_core.store.idempotency import settle
+from bond_core.store.keeping_tables import completion_metadata, metadata_rows
 from bond_core.store.records import ArmSummary, CompletionRecord, Source
 from bond_core.store.rows import CompletionRows, Row, decode, decode_messages, encode, finite
+from bond_core.store.settlement import Settlement
 from bond_core.store.tables import EXACT_BEST_OF, UNSCORED, completions, contents
 from bond_core.store.traffic import summarise_traffic
 from bond_core.store.writer import GroupCommit
@@ -21,13 +25,15 @@ _PROMPTS_PAGE = 512
 """Rows that are read at once in search of distinct prompts."""
 _ANNOTATIONS = ("score", "judge_score", "gold_score", "log_ratio")
 
-_joined = sa.select(
+JOINED = sa.select(
     completions,
     contents.c.messages,
     contents.c.prompt_tokens,
     contents.c.candidates,
     contents.c.candidate_tokens,
+    contents.c.metadata,
 ).join_from(completions, contents)
+"""What `decode` reads."""
 _insert = completions.insert().returning(completions.c.seq, completions.c.id)
 _annotate = (
     completions.update()
@@ -57,15 +63,24 @@ class Completions:
         *,
         group_commit_rows: int,
         commit_timeout_s: float,
+        queue_rows: int,
         clock: Callable[[], float],
     ) -> None:
         self._database = database
         self._clock = clock
         self._records = GroupCommit[CompletionRows, int](
-            database, _insert_rows, max_rows=group_commit_rows, timeout_s=commit_timeout_s
+            database,
+            self._insert_rows,
+            max_rows=group_commit_rows,
+            timeout_s=commit_timeout_s,
+            max_waiting=queue_rows,
         )
         self._annotations = GroupCommit[Row, None](
-            database, _annotate_rows, max_rows=group_commit_rows, timeout_s=commit_timeout_s
+            database,
+            _annotate_rows,
+            max_rows=group_commit_rows,
+            timeout_s=commit_timeout_s,
+            max_waiting=queue_rows,
         )
 
     @property
@@ -73,15 +88,23 @@ class Completions:
         """Transactions that `record` has used so far."""
         return self._records.commits
 
-    async def record(self, record: CompletionRecord) -> int:
+    @property
+    def num_waiting(self) -> int:
+        """Rows that wait for a transaction."""
+        return self._records.num_waiting
+
+    async def record(self, record: CompletionRecord, settlement: Settlement | None = None) -> int:
         """Commit one completion; returns its `seq` once the row is durable.
+
+        A settlement ends the request's claim on its idempotency key in the same transaction; if
+        another holds that claim by now, the row is refused.
 
         Raises `StoreUnavailableError` when the row was refused or not committed in time. After
         that (and after a cancellation) the row is not in the log, unless its transaction had
         already begun: then it may be there though its caller was answered with an error, never
         the other way round.
         """
-        return await self._records.submit(encode(record))
+        return await self._records.submit(encode(record, settlement))
 
     async def record_many(self, records: Iterable[CompletionRecord]) -> None:
         """Commit many completions in one transaction: all of them, or none.
@@ -92,11 +115,11 @@ class Completions:
 
         def insert(connection: Connection) -> None:
             for chunk in in_chunks(rows):
-                _insert_rows(connection, chunk)
+                self._insert_rows(connection, chunk)
 
         try:
             await self._database.write(insert)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, RowRefusedError) as error:
             raise refused(error) from error
 
     async def annotate(
@@ -123,7 +146,7 @@ class Completions:
         """The completion of this id."""
 
         def select(connection: Connection) -> CompletionRecord | None:
-            row = connection.execute(_joined.where(completions.c.id == id)).mappings().first()
+            row = connection.execute(JOINED.where(completions.c.id == id)).mappings().first()
             return None if row is None else decode(row)
 
         return await self._database.read(select)
@@ -134,7 +157,7 @@ class Completions:
         def select(connection: Connection) -> list[CompletionRecord]:
             found: list[CompletionRecord] = []
             for chunk in in_chunks(ids):
-                found.extend(_records(connection, _joined.where(completions.c.id.in_(chunk))))
+                found.extend(_records(connection, JOINED.where(completions.c.id.in_(chunk))))
             return sorted(found, key=lambda record: record.seq)
 
         return await self._database.read(select)
@@ -145,7 +168,7 @@ class Completions:
         A distilled row at standard sampling also waits for its log-ratio. A row that cannot be
         scored stays here: step over it with `after_seq`.
         """
-        query = _joined.where(UNSCORED, completions.c.seq > after_seq)
+        query = JOINED.where(UNSCORED, completions.c.seq > after_seq)
         return await self._database.read(
             lambda c: _records(c, query.order_by(completions.c.seq).limit(limit))
         )
@@ -243,6 +266,23 @@ class Completions:
             lambda connection: summarise_traffic(connection, source, since, by_version)
         )
 
+    def _insert_rows(self, connection: Connection, rows: Sequence[CompletionRows]) -> list[int]:
+        """The rows of both tables, and what hangs on them, in the connection's transaction."""
+        inserted = connection.execute(_insert, [row.main for row in rows]).all()
+        seqs = {id: seq for seq, id in inserted}
+        ordered = [seqs[row.main["id"]] for row in rows]
+        bulk = [{"seq": seq, **row.content} for seq, row in zip(ordered, rows, strict=True)]
+        connection.execute(contents.insert(), bulk)
+        pairs = [pair for row in bulk for pair in metadata_rows(row["seq"], row["metadata"])]
+        if pairs:
+            connection.execute(completion_metadata.insert(), pairs)
+        for row in rows:
+            if row.settlement is not None:
+                settle(connection, row.settlement, row.main["id"])
+            if row.main["request_digest"] is not None:
+                supersede_earlier(connection, row.main, self._clock())
+        return ordered
+
     async def close(self) -> None:
         """Commit what waits."""
         await self._records.close()
@@ -255,15 +295,6 @@ def _opening(messages: Sequence[Message]) -> str:
     return " ".join(first.content.split())
 
 
-def _insert_rows(connection: Connection, rows: Sequence[CompletionRows]) -> list[int]:
-    inserted = connection.execute(_insert, [row.main for row in rows]).all()
-    seqs = {id: seq for seq, id in inserted}
-    ordered = [seqs[row.main["id"]] for row in rows]
-    bulk = [{"seq": seq, **row.content} for seq, row in zip(ordered, rows, strict=True)]
-    connection.execute(contents.insert(), bulk)
-    return ordered
-
-
 def _annotate_rows(connection: Connection, rows: Sequence[Row]) -> list[None]:
     connection.execute(_annotate, list(rows))
     return [None] * len(rows)
@@ -272,7 +303,7 @@ def _annotate_rows(connection: Connection, rows: Sequence[Row]) -> list[None]:
 def _by_seq(connection: Connection, seqs: Sequence[int]) -> list[CompletionRecord]:
     found: list[CompletionRecord] = []
     for chunk in in_chunks(sorted(seqs)):
-        query = _joined.where(completions.c.seq.in_(chunk)).order_by(completions.c.seq)
+        query = JOINED.where(completions.c.seq.in_(chunk)).order_by(completions.c.seq)
         found.extend(_records(connection, query))
     return found
 

@@ -33,6 +33,10 @@ _ROW_FAULTS = frozenset({"22", "23", "42"})
 _COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
+class RowRefusedError(Exception):
+    """What a transaction found makes one row of it wrong; the others may be committed."""
+
+
 class Database(Protocol):
     """A database that commits what it is given, or says why not.
 

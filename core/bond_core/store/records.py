@@ -12,6 +12,20 @@ Source = Literal["traffic", "seed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a request says of itself, beside what it asks."""
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The caller's own pairs, kept with the content; rows are found by them."""
+    digest: str | None = None
+    """Of caller, route, unit header and body, where the client numbers its attempts."""
+    retry: int = 0
+    """0 for a first attempt, k for the k-th time that the client sent it again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRecord:
     """One request as it was answered, with all its candidates."""
 
@@ -62,8 +76,23 @@ class CompletionRecord:
     gold_score: float | None = None
     log_ratio: float | None = None
     """log policy(answer) - log reference(answer), nats; never clipped. None for Best-of-N."""
+    origin: Origin = Origin()
+    system_fingerprint: str | None = None
+    """As the answer has it: the gateway's version and the policy's."""
+    stored: bool = False
+    """Whether the caller may list it: content kept, and asked for (`store`)."""
+    redacted: bool = False
+    """The words are not those that were sent, so nothing is measured on them or learned."""
+    superseded: bool = False
+    """The client sent the request again: another row counts for it. Set by the store."""
     seq: int = 0
     """Position in the log; set by the store."""
+
+    @property
+    def only_calls_tools(self) -> bool:
+        """Whether the first answer has no text that a scorer could read."""
+        first = next((c.completion for c in self.candidates if c.index == self.chosen[0]), None)
+        return first is not None and bool(first.tool_calls) and not first.text
 
     @property
     def total_tokens(self) -> int:
@@ -75,7 +104,8 @@ class CompletionRecord:
     def chosen_tokens(self) -> int:
         """Tokens of the answers that were returned."""
         by_index = {c.index: c for c in self.candidates}
-        return sum(len(by_index[i].completion.token_ids) for i in self.chosen)
+        kept = (by_index[i] for i in self.chosen if i in by_index)  # none after content's lifetime
+        return sum(len(candidate.completion.token_ids) for candidate in kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from sqlalchemy import RowMapping
 from bond_core.errors import ScoringError
 from bond_core.holdout import Split
 from bond_core.store.packing import pack_ids, pack_tokens, unpack_ids, unpack_tokens
-from bond_core.store.records import CompletionRecord
+from bond_core.store.records import CompletionRecord, Origin
+from bond_core.store.settlement import Settlement
 from bond_core.types import (
     REFERENCE_VERSION,
     Arm,
@@ -30,9 +31,11 @@ class CompletionRows:
 
     main: Row
     content: Row
+    settlement: Settlement | None = None
+    """The claim on an idempotency key that ends with this row."""
 
 
-def encode(record: CompletionRecord) -> CompletionRows:
+def encode(record: CompletionRecord, settlement: Settlement | None = None) -> CompletionRows:
     """The rows of a record. Raises `ScoringError` for a number that is not finite."""
     main: Row = {
         "id": record.id,
@@ -65,8 +68,16 @@ def encode(record: CompletionRecord) -> CompletionRows:
         "scorable": _scorable(record),
         "learnable": _learnable(record),
         "exact_best_of": _exact_best_of(record),
+        "end_user": record.origin.user,
+        "safety_identifier": record.origin.safety_identifier,
+        "system_fingerprint": record.system_fingerprint,
+        "has_content": bool(record.messages),
+        "stored": record.stored and bool(record.messages),
+        "redacted": record.redacted,
+        "request_digest": record.origin.digest,
+        "retry": record.origin.retry,
     }
-    return CompletionRows(main, _encode_content(record))
+    return CompletionRows(main, _encode_content(record), settlement)
 
 
 def decode(row: RowMapping) -> CompletionRecord:
@@ -102,6 +113,17 @@ def decode(row: RowMapping) -> CompletionRecord:
         judge_score=row["judge_score"],
         gold_score=row["gold_score"],
         log_ratio=row["log_ratio"],
+        origin=Origin(
+            user=row["end_user"],
+            safety_identifier=row["safety_identifier"],
+            metadata=row["metadata"] or {},
+            digest=row["request_digest"],
+            retry=row["retry"],
+        ),
+        system_fingerprint=row["system_fingerprint"],
+        stored=row["stored"],
+        redacted=row["redacted"],
+        superseded=row["superseded"],
     )
 
 
@@ -134,7 +156,8 @@ def finite(name: str, value: float | None) -> float | None:
 
 
 def _scorable(record: CompletionRecord) -> bool:
-    return record.status == "ok" and bool(record.candidates) and bool(record.messages)
+    answered = record.status == "ok" and bool(record.candidates) and bool(record.messages)
+    return answered and not record.only_calls_tools and not record.redacted
 
 
 def _learnable(record: CompletionRecord) -> bool:
@@ -145,6 +168,7 @@ def _learnable(record: CompletionRecord) -> bool:
         and record.status == "ok"
         and record.degraded is None
         and bool(record.messages)
+        and not record.redacted
     )
 
 
@@ -213,6 +237,7 @@ def _encode_content(record: CompletionRecord) -> Row:
         )
         if candidates
         else None,
+        "metadata": (dict(record.origin.metadata) or None) if record.messages else None,
     }
 
 

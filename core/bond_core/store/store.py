@@ -9,10 +9,12 @@ from sqlalchemy.exc import ArgumentError
 
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store.access import Access
+from bond_core.store.attempts import Attempts
 from bond_core.store.completions import Completions
 from bond_core.store.database import Database, Durability
 from bond_core.store.evaluations import Evaluations
 from bond_core.store.gateway_lock import GatewayLock
+from bond_core.store.idempotency import IdempotencyKeys
 from bond_core.store.key_usage import KeyUsage
 from bond_core.store.leases import Leases
 from bond_core.store.migrate import MIGRATION_TIMEOUT_S, require_current, upgrade
@@ -33,6 +35,8 @@ class Store:
     leases: Leases
     access: Access
     key_usage: KeyUsage
+    attempts: Attempts
+    idempotency: IdempotencyKeys
     gateway_lock: GatewayLock | None = field(default=None)
 
     @property
@@ -57,6 +61,7 @@ async def open_store(
     durability: Durability = "process",
     group_commit_rows: int = 256,
     commit_timeout_s: float = 10.0,
+    queue_rows: int = 2048,
     *,
     migrate: bool = True,
     exclusive_gateway: bool = False,
@@ -86,6 +91,7 @@ async def open_store(
             database,
             group_commit_rows=group_commit_rows,
             commit_timeout_s=commit_timeout_s,
+            queue_rows=queue_rows,
             clock=clock,
         ),
         policies=Policies(database, clock),
@@ -94,6 +100,8 @@ async def open_store(
         leases=Leases(database, clock),
         access=Access(database, clock),
         key_usage=KeyUsage(database, clock),
+        attempts=Attempts(database),
+        idempotency=IdempotencyKeys(database, clock),
         gateway_lock=lock,
     )
 

@@ -24,10 +24,15 @@ class PlainText(sa.types.TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """Replace what cannot be stored."""
-        if value is None or (value.isascii() and "\x00" not in value):
-            return value
-        encodable = value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-        return encodable.replace("\x00", "\ufffd")
+        return None if value is None else storable(value)
+
+
+def storable(value: str) -> str:
+    """The text as a column of `PlainText` holds it."""
+    if value.isascii() and "\x00" not in value:
+        return value
+    encodable = value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return encodable.replace("\x00", "\ufffd")
 
 
 class Document(sa.types.TypeDecorator[dict[str, Any]]):
@@ -114,6 +119,16 @@ completions = sa.Table(
     sa.Column("exact_best_of", sa.Boolean, nullable=False),
     sa.Column("claimed_by", PlainText),
     sa.Column("claimed_until", sa.Double),
+    # Whom it was for, as the request said; what is kept of it; and which attempt it was.
+    sa.Column("end_user", PlainText),
+    sa.Column("safety_identifier", PlainText),
+    sa.Column("system_fingerprint", PlainText),
+    sa.Column("has_content", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("stored", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("redacted", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("request_digest", sa.Text),
+    sa.Column("retry", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("superseded", sa.Boolean, nullable=False, server_default=sa.false()),
     sqlite_autoincrement=True,
 )
 
@@ -124,6 +139,10 @@ UNSCORED = sa.text(
 """Rows that still wait for a number. The index below holds only them, so it stays small."""
 LEARNABLE = sa.text("learnable")
 EXACT_BEST_OF = sa.text("exact_best_of")
+STORED = sa.text("stored")
+HAS_CONTENT = sa.text("has_content")
+RETRIED = sa.text("request_digest IS NOT NULL")
+"""Rows of clients that number their attempts."""
 
 sa.Index(
     "ix_completions_unscored",
@@ -144,6 +163,20 @@ sa.Index(
     postgresql_where=EXACT_BEST_OF,
 )
 sa.Index("ix_completions_created_at", completions.c.created_at)
+sa.Index("ix_completions_stored", completions.c.seq, sqlite_where=STORED, postgresql_where=STORED)
+sa.Index(
+    "ix_completions_has_content",
+    completions.c.created_at,
+    sqlite_where=HAS_CONTENT,
+    postgresql_where=HAS_CONTENT,
+)
+sa.Index(
+    "ix_completions_request_digest",
+    completions.c.request_digest,
+    completions.c.retry,
+    sqlite_where=RETRIED,
+    postgresql_where=RETRIED,
+)
 
 contents = sa.Table(
     "contents",
@@ -159,6 +192,7 @@ contents = sa.Table(
     sa.Column("prompt_tokens", sa.LargeBinary),
     sa.Column("candidates", Json),
     sa.Column("candidate_tokens", sa.LargeBinary),
+    sa.Column("metadata", Json),
 )
 
 policies = sa.Table(

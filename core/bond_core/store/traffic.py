@@ -21,11 +21,12 @@ def summarise_traffic(
 
     Means are over answered rows that have the number. Failed and cancelled requests count as
     requests of their arm; latency and tokens are those of answered ones. Requests that asked for
-    Best-of-N of the distilled policy are in the log, and not in these figures.
+    Best-of-N of the distilled policy are in the log, and not in these figures; of a request that
+    its client sent again, only the last attempt is.
     """
     # Best-of-N of the distilled policy is neither arm of the comparison: it would flatter the one.
     plain = sa.or_(_row.arm == Arm.BON.value, _row.best_of == _row.n)
-    window: list[sa.ColumnElement[bool]] = [_row.source == source, plain]
+    window: list[sa.ColumnElement[bool]] = [_row.source == source, plain, ~_row.superseded]
     if since is not None:
         window.append(_row.created_at >= since)
     keys = [_row.arm, _row.version] if by_version else [_row.arm]

@@ -5,8 +5,9 @@ While one transaction commits, rows pile up; the next takes them all. Under load
 """
 
 import asyncio
+import itertools
 import logging
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -14,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from bond_core.errors import StoreUnavailableError
-from bond_core.store.database import Database, refused
+from bond_core.store.database import Database, RowRefusedError, refused
 
 logger = logging.getLogger(__name__)
 
@@ -37,29 +38,44 @@ class GroupCommit(Generic[Item, Result]):
         *,
         max_rows: int,
         timeout_s: float,
+        max_waiting: int = 2048,
     ) -> None:
         self._database = database
         self._apply = apply
         self._max_rows = max_rows
         self._timeout_s = timeout_s
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._max_waiting = max_waiting
+        self._waiting: OrderedDict[int, tuple[Item, asyncio.Future[Result]]] = OrderedDict()
+        self._numbers = itertools.count()
         self._wake = asyncio.Event()
         self._closing = False
         self.commits = 0
         """Transactions so far."""
         self._task = asyncio.create_task(self._run(), name="store group commit")
 
+    @property
+    def num_waiting(self) -> int:
+        """Items that no transaction has taken yet."""
+        return len(self._waiting)
+
     async def submit(self, item: Item) -> Result:
         """Commit the item; returns when that has happened.
 
-        Raises `StoreUnavailableError` when it was refused or took longer than the time-out. An
-        item that was still waiting then is withdrawn; one whose transaction had begun may yet be
-        in the database, although its caller was told of a failure. Cancelling does the same.
+        Raises `StoreUnavailableError` when it was refused or took longer than the time-out, and at
+        once when `max_waiting` items wait already. An item that was still waiting at its time-out
+        is withdrawn; one whose transaction had begun may yet be in the database, although its
+        caller was told of a failure. Cancelling does the same.
         """
         if self._closing:
             raise StoreUnavailableError("the store is closed")
+        if len(self._waiting) >= self._max_waiting:
+            raise StoreUnavailableError(
+                f"the store is behind: {self._max_waiting} rows wait to be committed "
+                "(store.queue_rows); check the disk or the database's load"
+            )
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, answer))
+        number = next(self._numbers)
+        self._waiting[number] = (item, answer)
         self._wake.set()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -69,6 +85,8 @@ class GroupCommit(Generic[Item, Result]):
                 f"the store did not commit within {self._timeout_s:g} s (store.commit_timeout_s); "
                 "check the disk or the database's load"
             ) from None
+        finally:
+            self._waiting.pop(number, None)  # given up, so its memory is given back
 
     async def close(self) -> None:
         """Commit what waits, refuse what comes."""
@@ -88,7 +106,7 @@ class GroupCommit(Generic[Item, Result]):
     def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self._max_rows:
-            item, answer = self._waiting.popleft()
+            _, (item, answer) = self._waiting.popitem(last=False)
             if not answer.done():  # done already: its caller has given up
                 batch.append((item, answer))
         return batch
@@ -101,7 +119,7 @@ class GroupCommit(Generic[Item, Result]):
             self.commits += 1
         except StoreUnavailableError as error:
             outcomes = [error] * len(batch)
-        except SQLAlchemyError:
+        except (SQLAlchemyError, RowRefusedError):
             outcomes = await self._commit_apart(items)
         except Exception as error:
             logger.exception("group commit failed")
@@ -123,7 +141,7 @@ class GroupCommit(Generic[Item, Result]):
                 try:
                     with connection.begin_nested():
                         outcomes.append(self._apply(connection, [item])[0])
-                except SQLAlchemyError as error:
+                except (SQLAlchemyError, RowRefusedError) as error:
                     outcomes.append(error)
             return outcomes
 

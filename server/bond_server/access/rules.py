@@ -14,6 +14,7 @@ INFER_OR_READ = INFER | READ
 
 RULES: dict[tuple[str, str], frozenset[Scope]] = {
     ("POST", "/v1/chat/completions"): INFER,
+    ("POST", "/v1/completions"): INFER,
     ("POST", "/v1/best-of-n"): INFER,
     ("POST", "/v1/distilled"): INFER,
     ("POST", "/v1/compare"): INFER,

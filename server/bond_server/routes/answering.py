@@ -1,28 +1,45 @@
 """From a body to an ask, and from an answer to a response; shared by the answering routes."""
 
-import asyncio
-from collections.abc import Coroutine
+import time
+from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
 
 from fastapi import Request, Response
 
+from bond_core.store.records import Origin
+from bond_core.store.settlement import KeptAnswer
+from bond_core.types import TextDelta
 from bond_server.access.bounded_body import refuse_too_many
 from bond_server.context import RequestContext
+from bond_server.errors import error_event
+from bond_server.forms.answer import answer_headers, plan_headers
+from bond_server.forms.chat import ChatForm
+from bond_server.forms.events import Form, events
+from bond_server.forms.text import TextForm
 from bond_server.gateway import Gateway
-from bond_server.schemas.openai import AnswerBody, GenerationBody
+from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
+from bond_server.routes.once import kept_parts, once, origin_of
+from bond_server.schemas.openai import (
+    AnswerBody,
+    ConversationBody,
+    SamplingBody,
+    TextCompletionRequest,
+)
 from bond_server.services.ask import Ask, Target
-from bond_server.views import completion_headers, completion_view
+from bond_server.services.engine_fields import engine_fields
+from bond_server.services.generation import Answer, Begun
+from bond_server.services.idempotency import Claim
+from bond_server.sse import EventStream, transcript
 
+Prompted = ConversationBody | TextCompletionRequest
 UNIT_HEADER = "x-bond-unit"
 MAX_UNIT_CHARACTERS = 512
-CLIENT_CLOSED = 499
-
-_T = TypeVar("_T")
+JSON = "application/json"
 
 
 def make_ask(
-    body: GenerationBody,
+    body: Prompted,
     request: Request,
     context: RequestContext,
     gateway: Gateway,
@@ -30,19 +47,27 @@ def make_ask(
     requested_model: str,
 ) -> Ask:
     """The ask of a body; `n` and `best_of` are the caller's to add."""
-    refuse_too_many(len(body.messages), gateway.config.access)
+    if isinstance(body, ConversationBody):
+        refuse_too_many(len(body.messages), gateway.config.access)
+    params = body.to_params(gateway.config.sampling.params())
+    sent = body.model_extra
+    if sent:
+        chat = not isinstance(body, TextCompletionRequest)
+        declared = type(body).model_fields
+        further = engine_fields(sent, gateway.engine.info, declared, chat=chat)
+        params = replace(params, further=further)
     return Ask(
         context=context,
         requested_model=requested_model,
         target=target,
         messages=body.to_messages(),
-        params=body.to_params(gateway.config.sampling.params()),
+        params=params,
         unit=unit_of(body, request, context),
         may_store=body.store,
     )
 
 
-def unit_of(body: GenerationBody, request: Request, context: RequestContext) -> str:
+def unit_of(body: SamplingBody, request: Request, context: RequestContext) -> str:
     """Whom the assignment sticks to: the most explicit name given, else this request alone."""
     return (
         request.headers.get(UNIT_HEADER, "")[:MAX_UNIT_CHARACTERS]
@@ -54,39 +79,82 @@ def unit_of(body: GenerationBody, request: Request, context: RequestContext) -> 
 
 
 async def respond(
-    body: AnswerBody,
+    body: AnswerBody | TextCompletionRequest,
     request: Request,
     context: RequestContext,
     gateway: Gateway,
     target: Target,
     requested_model: str,
 ) -> Response:
-    """Answer a chat-completions body; a client that goes away cancels the work."""
+    """Answer a body, whole or in pieces; a client that goes away cancels the work."""
     ask = make_ask(body, request, context, gateway, target, requested_model)
-    ask = replace(ask, n=body.n, best_of=body.best_of)
-    answer = await until_disconnect(request, gateway.generation.answer(ask))
+    deadline_s = None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000
+    origin = await origin_of(body, request, request.headers.get(UNIT_HEADER, ""))
+    unit = await _unit_of_earlier_attempt(ask, origin, gateway)
+    ask = replace(
+        ask, n=body.n, best_of=body.best_of, deadline_s=deadline_s, origin=origin, unit=unit
+    )
+
+    async def answered(claim: Claim | None) -> Response:
+        begun = await gateway.generation.begin(replace(ask, claim=claim))
+        if body.stream:
+            return _stream(body, request, gateway, begun)
+        return await _whole(body, request, gateway, begun)
+
+    return await once(request, gateway, answered)
+
+
+async def _whole(
+    body: AnswerBody | TextCompletionRequest, request: Request, gateway: Gateway, begun: Begun
+) -> Response:
+    form, claim = _form_of(body), begun.ask.claim
+
+    async def render(answer: Answer) -> KeptAnswer:
+        text = form.whole(answer).model_dump_json()
+        return KeptAnswer(text.encode(), JSON, answer_headers(answer))
+
+    if claim is not None:
+        claim.render = render
+    answer = await until_disconnect(request, gateway.generation.answer(begun))
     if answer is None:
         return Response(status_code=CLIENT_CLOSED)
-    view = completion_view(answer, return_candidates=body.bond.return_candidates)
-    return Response(
-        view.model_dump_json(), headers=completion_headers(answer), media_type="application/json"
+    # with a key, what is sent is what was kept, and so was rendered before the commit
+    sent = (claim and claim.kept) or await render(answer)
+    return Response(sent.body, headers=dict(sent.headers), media_type=sent.media_type)
+
+
+def _stream(
+    body: AnswerBody | TextCompletionRequest, request: Request, gateway: Gateway, begun: Begun
+) -> Response:
+    def told(parts: AsyncGenerator[TextDelta | Answer]) -> AsyncGenerator[str]:
+        return events(
+            _form_of(body),
+            begun,
+            parts,
+            wants_usage=body.wants_usage,
+            return_candidates=body.bond.return_candidates,
+        )
+
+    parts, claim = gateway.generation.stream(begun), begun.ask.claim
+    if claim is not None:
+        parts = kept_parts(parts, claim, lambda again: transcript(told(again), plan_headers(begun)))
+    return EventStream(
+        told(parts),
+        plan_headers(begun),
+        partial(error_event, request),
+        gateway.config.server.keep_alive_s,
     )
 
 
-async def until_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
-    """The result of the work, or None if the client closed the connection first."""
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        for pending in (task, watcher):
-            if not pending.done():
-                pending.cancel()
-        await asyncio.wait({task, watcher})
+async def _unit_of_earlier_attempt(ask: Ask, origin: Origin, gateway: Gateway) -> str:
+    """The unit of an attempt that this one repeats, so that it meets the same arm."""
+    if not origin.retry or origin.digest is None or ask.unit != ask.context.request_id:
+        return ask.unit
+    return await gateway.store.attempts.unit_of(origin.digest, time.time()) or ask.unit
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _form_of(body: AnswerBody | TextCompletionRequest) -> Form:
+    return_candidates = body.bond.return_candidates
+    if isinstance(body, TextCompletionRequest):
+        return TextForm(return_candidates=return_candidates)
+    return ChatForm(return_candidates=return_candidates)

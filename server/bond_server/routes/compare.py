@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request, Response
 from bond_core.errors import InvalidRequestError, UnknownModelError
 from bond_core.types import Arm
 from bond_server.deps import ContextDep, GatewayDep
+from bond_server.forms.comparison import comparison_view
 from bond_server.gateway import Gateway
-from bond_server.routes.answering import CLIENT_CLOSED, make_ask, until_disconnect
+from bond_server.routes.answering import make_ask
+from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
 from bond_server.schemas.completion import Comparison
 from bond_server.schemas.openai import ComparisonRequest
 from bond_server.services.ask import Ask, Target
 from bond_server.services.models import parse_selector
-from bond_server.views import comparison_view
 
 router = APIRouter(tags=["answers"])
 

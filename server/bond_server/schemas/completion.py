@@ -2,16 +2,60 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from bond_core.types import FinishReason
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class AnswerFunction(BaseModel):
+    """The function that a tool call names."""
+
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class AnswerToolCall(BaseModel):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: AnswerFunction
 
 
 class AnswerMessage(BaseModel):
     """The assistant's turn."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    refusal: None = None
+    tool_calls: list[AnswerToolCall] | None = Field(default=None, exclude_if=_is_none)
+    reasoning: str | None = Field(default=None, exclude_if=_is_none)
+    """What the engine's reasoning parser took out of the answer."""
+
+
+class TopLogprob(BaseModel):
+    """A token that could have been drawn."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A drawn token, with the likeliest ones."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    """Log-probabilities (nats) of an answer's tokens, the end token included."""
+
+    content: list[TokenLogprob]
     refusal: None = None
 
 
@@ -20,7 +64,7 @@ class Choice(BaseModel):
 
     index: int
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -55,10 +99,14 @@ class CandidateView(BaseModel):
 class Timings(BaseModel):
     """Milliseconds."""
 
+    queue_ms: float
+    """Waiting before the work began."""
     generate_ms: float
     score_ms: float
+    commit_ms: float
+    """Committing the row, a part of the overhead."""
     overhead_ms: float
-    """Everything else, the commit of the row included."""
+    """Everything outside engine and scorer."""
 
 
 class BondAnswer(BaseModel):
@@ -87,6 +135,38 @@ class ChatCompletion(BaseModel):
     model: str
     system_fingerprint: str
     choices: list[Choice]
+    usage: Usage
+    bond: BondAnswer
+
+
+class TextLogprobs(BaseModel):
+    """A list per quantity, one entry per token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+    """Where each token begins in the text, in characters."""
+
+
+class TextChoice(BaseModel):
+    """One returned continuation; index 0 is the best."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class TextCompletion(BaseModel):
+    """`text_completion` with our additions."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
     usage: Usage
     bond: BondAnswer
 

@@ -1,13 +1,12 @@
-"""Request bodies in OpenAI's chat-completions dialect.
+"""Request bodies in OpenAI's dialect.
 
-Closed and strict: a parameter is honoured, or refused by a 400 that names it. `null` means absent.
+Strict: a parameter is honoured, handed to an engine that publishes it, or refused by a 400 that
+names it. `null` means absent.
 """
 
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -18,27 +17,27 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from bond_core.engines.limits import MAX_TOP_LOGPROBS
 from bond_core.types import Message, SamplingParams
+from bond_server.schemas.messages import Body, ChatMessage, Text
 
 REFUSED_PARAMETERS = frozenset(
     {
-        "audio", "function_call", "functions", "logprobs", "min_p", "modalities", "moderation",
-        "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_retention",
-        "reasoning_effort", "repetition_penalty", "response_format", "service_tier", "stream",
-        "stream_options", "tool_choice", "tools", "top_logprobs", "verbosity",
+        "audio", "function_call", "functions", "modalities", "moderation", "prediction",
+        "prompt_cache_key", "prompt_cache_retention", "service_tier", "verbosity",
         "web_search_options",
     }
 )  # fmt: skip
-"""Parameters of the dialect (or of engines behind it) that this gateway does not honour yet."""
+"""Parameters of the dialect that neither this gateway nor any engine behind it honours."""
 
-_DEFAULTS_OF_REFUSED: dict[str, Any] = {
+_ASKS_FOR_NOTHING: dict[str, Any] = {
     "functions": [],
-    "logprobs": False,
+    "modalities": ["text"],
     "response_format": {"type": "text"},
-    "stream": False,
+    "service_tier": "auto",
     "tools": [],
 }
-"""Refused parameters that may be sent with the value that asks for nothing."""
+"""Parameters that may be sent with the value that asks for nothing, whoever would honour them."""
 
 _T = TypeVar("_T")
 
@@ -49,95 +48,20 @@ MAX_TOP_K = 1_000_000
 MAX_TOKEN_ID_DIGITS = 9
 
 
-class Body(BaseModel):
-    """A request body: no unknown fields, no conversion between types, no NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_for_nothing(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            return data
-        fields = cast(dict[str, object], data)
-        return {
-            name: value
-            for name, value in fields.items()
-            if name not in REFUSED_PARAMETERS
-            or not (value is None or _asks_for_nothing(name, value))
-        }
-
-
 def _asks_for_nothing(name: str, value: object) -> bool:
-    default = _DEFAULTS_OF_REFUSED.get(name)
-    return type(value) is type(default) and value == default  # 0 equals False, and is no boolean
+    default = _ASKS_FOR_NOTHING.get(name)
+    return value is None or (type(value) is type(default) and value == default)
 
 
-def _encodable(text: str) -> str:
-    """Refuse half a surrogate pair, which JSON can spell but which is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError(
-            "not_text",
-            "character {at} is half of a surrogate pair, which is not text",
-            {"at": error.start},
-        ) from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-
-
-def _text_of(content: object) -> object:
-    """A string, or a list of text parts joined by line ends (as vLLM joins them)."""
-    if not isinstance(content, list):
-        return content
-    texts: list[str] = []
-    for part in cast(list[object], content):
-        fields = cast(dict[str, object], part) if isinstance(part, dict) else {}
-        text = fields.get("text")
-        if fields.get("type") != "text" or not isinstance(text, str) or len(fields) != 2:
-            raise PydanticCustomError(
-                "unsupported_content",
-                "content must be a string or a list of {type: 'text', text: string} parts; "
-                "other parts are not supported",
-            )
-        texts.append(text)
-    return "\n".join(texts)
-
-
-Content = Annotated[
-    Text,
-    BeforeValidator(_text_of),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                        "required": ["type", "text"],
-                        "additionalProperties": False,
-                    },
-                },
-            ]
-        }
-    ),
-]
-
-
-class ChatMessage(Body):
-    """One turn. `developer` is the newer name of `system` and is rendered as it."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-
-    def to_message(self) -> Message:
-        """The kernel's form."""
-        return Message("system" if self.role == "developer" else self.role, self.content)
+def _one_prompt(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    prompts = cast(list[object], value)
+    if len(prompts) == 1 and isinstance(prompts[0], str):
+        return prompts[0]
+    raise PydanticCustomError(
+        "one_prompt", "send one text per request: a string, or a list of one string"
+    )
 
 
 def _stops_of(value: object) -> object:
@@ -158,12 +82,15 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 Identifier = Annotated[Text, Field(min_length=1, max_length=512)]
 
 
-class GenerationBody(Body):
-    """What every answering route takes: the conversation, sampling, and whom it is for."""
+class SamplingBody(Body):
+    """What every answering route takes: sampling, and whom it is for.
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    What is not declared here may be a field of the engine's own; see `engine_fields`.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
     max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=MAX_TOP_K)
@@ -177,6 +104,14 @@ class GenerationBody(Body):
     metadata: Metadata | None = None
     store: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        fields = cast(dict[str, object], data)
+        return {n: value for n, value in fields.items() if not _asks_for_nothing(n, value)}
+
     @field_validator("logit_bias")
     @classmethod
     def _keys_are_token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
@@ -187,6 +122,84 @@ class GenerationBody(Body):
                     "token_id", "keys must be token ids such as '42', got '{key}'", {"key": shown}
                 )
         return value
+
+    def to_params(self, standard: SamplingParams) -> SamplingParams:
+        """The sampling parameters asked for; what is absent is the deployment's standard."""
+        bias = {int(token): value for token, value in (self.logit_bias or {}).items()}
+        return SamplingParams(
+            max_tokens=self.length_limit or standard.max_tokens,
+            temperature=_given(self.temperature, standard.temperature),
+            top_p=_given(self.top_p, standard.top_p),
+            top_k=_given(self.top_k, standard.top_k),
+            presence_penalty=_given(self.presence_penalty, standard.presence_penalty),
+            frequency_penalty=_given(self.frequency_penalty, standard.frequency_penalty),
+            logit_bias=bias or standard.logit_bias,
+            stop=standard.stop if self.stop is None else tuple(self.stop),
+            seed=_given(self.seed, standard.seed),
+            top_logprobs=self.told_logprobs,
+        )
+
+    @property
+    def length_limit(self) -> int | None:
+        """Most tokens of an answer, if the body says."""
+        return self.max_tokens
+
+    @property
+    def told_logprobs(self) -> int | None:
+        """Alternatives to tell with each token; None tells no details."""
+        return None
+
+
+def _given(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+class BondOptions(Body):
+    """The `bond` object of a request body."""
+
+    return_candidates: bool = False
+    """Put every candidate's text and score into the answer."""
+    deadline_ms: float | None = Field(default=None, gt=0)
+    """After so many milliseconds a selection returns the best candidate so far."""
+
+
+class StreamOptions(Body):
+    """How a streamed answer is told."""
+
+    include_usage: bool = False
+    """Send a last chunk with the usage, and no choices."""
+    include_obfuscation: Literal[False] | None = None
+
+
+class AnsweredBody(SamplingBody):
+    """Sampling, and how answers are chosen and sent."""
+
+    n: int | None = Field(default=None, ge=1)
+    best_of: int | None = Field(default=None, ge=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    bond: BondOptions = BondOptions()
+
+    @field_validator("stream_options")
+    @classmethod
+    def _of_a_stream(
+        cls, value: StreamOptions | None, info: ValidationInfo
+    ) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise PydanticCustomError("stream_options", "it needs stream: true")
+        return value
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ConversationBody(SamplingBody):
+    """A conversation, in turns."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @field_validator("max_completion_tokens")
     @classmethod
@@ -202,45 +215,29 @@ class GenerationBody(Body):
         """The conversation in the kernel's form."""
         return tuple(message.to_message() for message in self.messages)
 
-    def to_params(self, standard: SamplingParams) -> SamplingParams:
-        """The sampling parameters asked for; what is absent is the deployment's standard."""
-        limit = self.max_tokens or self.max_completion_tokens or standard.max_tokens
-        bias = {int(token): value for token, value in (self.logit_bias or {}).items()}
-        return SamplingParams(
-            max_tokens=limit,
-            temperature=_given(self.temperature, standard.temperature),
-            top_p=_given(self.top_p, standard.top_p),
-            top_k=_given(self.top_k, standard.top_k),
-            presence_penalty=_given(self.presence_penalty, standard.presence_penalty),
-            frequency_penalty=_given(self.frequency_penalty, standard.frequency_penalty),
-            logit_bias=bias or standard.logit_bias,
-            stop=standard.stop if self.stop is None else tuple(self.stop),
-            seed=_given(self.seed, standard.seed),
-        )
+    @property
+    def length_limit(self) -> int | None:
+        """The newer name means the same."""
+        return self.max_tokens or self.max_completion_tokens
 
 
-def _given(value: _T | None, default: _T) -> _T:
-    return default if value is None else value
-
-
-class BondOptions(Body):
-    """The `bond` object of a request body."""
-
-    return_candidates: bool = False
-    """Put every candidate's text and score into the answer."""
-
-
-class AnswerBody(GenerationBody):
+class AnswerBody(ConversationBody, AnsweredBody):
     """A chat-completions body without its model id."""
 
-    n: int | None = Field(default=None, ge=1)
-    best_of: int | None = Field(default=None, ge=1)
-    bond: BondOptions = BondOptions()
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
-    @field_validator("bond", mode="before")
+    @field_validator("top_logprobs")
     @classmethod
-    def _null_is_absent(cls, value: object) -> object:
-        return BondOptions() if value is None else value
+    def _of_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise PydanticCustomError("top_logprobs", "it needs logprobs: true")
+        return value
+
+    @property
+    def told_logprobs(self) -> int | None:
+        """As `logprobs` and `top_logprobs` say."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class ChatCompletionRequest(AnswerBody):
@@ -255,7 +252,37 @@ class ArmCompletionRequest(AnswerBody):
     model: Identifier | None = None
 
 
-class ComparisonRequest(GenerationBody):
+class TextCompletionRequest(AnsweredBody):
+    """`POST /v1/completions`: raw text that the model continues."""
+
+    model: Identifier
+    prompt: Annotated[
+        Annotated[Text, Field(min_length=1)],
+        BeforeValidator(_one_prompt),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1},
+                ]
+            }
+        ),
+    ]
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    echo: Literal[False] = False
+    suffix: Literal[""] | None = None
+
+    def to_messages(self) -> tuple[Message, ...]:
+        """The text in the kernel's form."""
+        return (Message("prompt", self.prompt),)
+
+    @property
+    def told_logprobs(self) -> int | None:
+        """As `logprobs` says."""
+        return self.logprobs
+
+
+class ComparisonRequest(ConversationBody):
     """`POST /v1/compare`: one prompt, several arms."""
 
     model: Identifier | None = None

@@ -15,7 +15,7 @@ from bond_core.errors import BondError, ScoringError, StoreUnavailableError
 from bond_core.rewards import Scorer
 from bond_core.store import Completions
 from bond_core.store.records import CompletionRecord
-from bond_core.types import REFERENCE_VERSION, Arm
+from bond_core.types import REFERENCE_VERSION, Arm, judged_as
 from bond_server.metrics import Metrics
 from bond_server.services.policies import PolicyRegistry
 
@@ -130,7 +130,11 @@ class AfterAnswer:
 
     async def measure(self, batch: Sequence[CompletionRecord]) -> None:
         """Fill in what is missing of each row and write it."""
-        rows = [row for row in batch if row.status == "ok" and row.chosen and row.messages]
+        rows = [
+            row
+            for row in batch
+            if row.status == "ok" and row.chosen and row.messages and not row.only_calls_tools
+        ]
         judges = self._judges
         scores = await self._ask("score", judges.scorer, [r for r in rows if r.score is None])
         judged = await self._ask("judge", judges.judge, [r for r in rows if r.judge_score is None])
@@ -157,13 +161,17 @@ class AfterAnswer:
         if scorer is None or not rows:
             return {}
         try:
-            values = await scorer.score([r.messages for r in rows], [first_text(r) for r in rows])
+            values = await scorer.score(
+                [judged_as(r.messages) for r in rows], [first_text(r) for r in rows]
+            )
         except ScoringError as error:
             if len(rows) > 1:
                 alone = [await self._ask(step, scorer, [row]) for row in rows]
                 return {id_: value for found in alone for id_, value in found.items()}
             self._metrics.follow_up_failures.labels(step).inc()
-            logger.warning("%s of answer %s: %s", step, rows[0].id, error.message)
+            logger.warning(
+                "answers have no %s: %s", step, error.message, extra={"fields": {"id": rows[0].id}}
+            )
             return {}
         return {row.id: value for row, value in zip(rows, values, strict=True)}
 
@@ -188,7 +196,9 @@ class AfterAnswer:
             )
         except BondError as error:
             self._metrics.follow_up_failures.labels("log_ratio").inc()
-            logger.warning("log-ratio of answer %s: %s", row.id, error.message)
+            logger.warning(
+                "answers have no log-ratio: %s", error.message, extra={"fields": {"id": row.id}}
+            )
             return None
         ratio = sum(policy) - sum(reference)
         return ratio if math.isfinite(ratio) else None

@@ -1,13 +1,15 @@
 """A request as the services see it, and the plan that answers it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bond_core.config import ArmsConfig
 from bond_core.errors import InvalidRequestError
+from bond_core.store.records import Origin
 from bond_core.types import REFERENCE_VERSION, Arm, Message, SamplingParams
 from bond_server.context import RequestContext
 from bond_server.services.assignment import assign
+from bond_server.services.idempotency import Claim
 
 StrategyName = Literal["single", "best_of_n"]
 
@@ -36,6 +38,12 @@ class Ask:
     best_of: int | None = None
     may_store: bool | None = None
     """The body's `store`; None leaves it to the deployment."""
+    origin: Origin = field(default_factory=Origin)
+    claim: Claim | None = None
+    """The request's hold on its idempotency key, if it has one."""
+    deadline_s: float | None = None
+    """Seconds from arrival at which the best so far is returned; None leaves it to the
+    deployment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,11 @@ class Plan:
     strategy: StrategyName
     n: int
     best_of: int
+
+    @property
+    def streams(self) -> bool:
+        """Whether its answer can be sent as it is drawn: one sample, and nothing to choose."""
+        return self.strategy == "single" and self.n == 1
 
 
 def make_plan(ask: Ask, arms: ArmsConfig, active: str) -> Plan:

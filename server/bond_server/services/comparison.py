@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from bond_core.errors import BondError, ScoringError
 from bond_core.rewards import Scorer
 from bond_core.store import Completions
+from bond_core.types import judged_as
 from bond_server.services.after_answer import AfterAnswer, first_text
 from bond_server.services.ask import Ask
 from bond_server.services.generation import Answer, GenerationService
@@ -53,9 +54,8 @@ class ComparisonService:
         for ask in asks:
             context = replace(ask.context, started=time.perf_counter())
             try:
-                answers.append(
-                    await self._generation.answer(replace(ask, context=context), follow_up=False)
-                )
+                begun = await self._generation.begin(replace(ask, context=context))
+                answers.append(await self._generation.answer(begun, follow_up=False))
             except Exception as error:
                 failures.append(error)
         try:
@@ -78,7 +78,7 @@ class ComparisonService:
         if missing:
             try:
                 values = await self._scorer.score(
-                    [r.messages for r in missing], [first_text(r) for r in missing]
+                    [judged_as(r.messages) for r in missing], [first_text(r) for r in missing]
                 )
             except ScoringError as error:
                 logger.warning("a comparison is without scores: %s", error.message)

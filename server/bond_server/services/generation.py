@@ -1,27 +1,42 @@
 """The life of one request: plan, draw, choose, record, and only then answer."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 from bond_core.config import ArmsConfig
 from bond_core.engines import Engine
-from bond_core.errors import InvalidRequestError
+from bond_core.errors import EngineUnavailableError, InvalidRequestError
 from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
-from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation
+from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
 from bond_server.metrics import Metrics
+from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer
 from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
 from bond_server.services.background import Background
 from bond_server.services.best_of_n import Selection, select, unranked
+from bond_server.services.drawing import Drawn, Work, draw_all, draw_until
+from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
+from bond_server.services.scoring_time import ScoringTime
 
 NOTE_NOTHING_PROMOTED = "no version has been promoted yet: distilled is the reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request that has its plan and its row's name, and nothing else yet."""
+
+    ask: Ask
+    plan: Plan
+    draft: CompletionRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +46,8 @@ class Answer:
     record: CompletionRecord
     strategy: StrategyName
     overhead_s: float
+    commit_s: float
+    """The part of the overhead that committing the row took."""
     note: str | None
 
     @property
@@ -53,7 +70,9 @@ class GenerationService:
         arms: ArmsConfig,
         metrics: Metrics,
         background: Background,
+        admission: Admission,
     ) -> None:
+        self._admission = admission
         self._background = background
         self._engine = engine
         self._scorer = scorer
@@ -61,6 +80,7 @@ class GenerationService:
         self._recording = recording
         self._after_answer = after_answer
         self._arms = arms
+        self._scoring_time = ScoringTime()
         self._metrics = metrics
 
     def plan(self, ask: Ask) -> Plan:
@@ -70,95 +90,170 @@ class GenerationService:
             refuse_distilled(self._engine.info)
         return plan
 
-    async def answer(self, ask: Ask, *, follow_up: bool = True) -> Answer:
-        """Answer one request; its row is committed when this returns.
+    async def begin(self, ask: Ask) -> Begun:
+        """Plan a request, name its row, and set its tokens aside from what its key may use.
 
-        Raises `InvalidRequestError`, `EngineUnavailableError` or `StoreUnavailableError`. With
-        `follow_up` false the caller judges single samples itself.
+        Raises `InvalidRequestError`, and the error of a limit that is reached.
         """
         plan = self.plan(ask)
         await ask.context.meter.reserve(ask.messages, ask.params.max_tokens, plan.best_of)
-        draft = self._recording.draft(ask, plan)
-        self._metrics.assignments.labels(plan.arm.value).inc()
-        with self._metrics.in_flight.track_inprogress():
-            async with self._accounted(draft, ask.context.started):
-                generation, generate_s = await self._draw(ask, plan)
-                selection = await self._choose(ask, plan, generation)
-            record = _complete(draft, generation, selection, generate_s, ask.context.started)
-            finishing = asyncio.create_task(self._finish(record, ask, follow_up))
-            try:
-                overhead_s = await asyncio.shield(finishing)
-            except asyncio.CancelledError:
-                self._background.adopt(finishing)  # the row is on its way; it is an answer
-                raise
-        return Answer(record, plan.strategy, overhead_s, _note(plan))
+        return Begun(ask, plan, self._recording.draft(ask, plan))
 
-    async def _finish(self, record: CompletionRecord, ask: Ask, follow_up: bool) -> float:
-        """Commit, count and pass on; returns the gateway's own time in seconds."""
+    async def answer(self, begun: Begun, *, follow_up: bool = True) -> Answer:
+        """Answer one request; its row is committed when this returns.
+
+        Raises `InvalidRequestError`, `OverloadedError`, `EngineUnavailableError`, `DeadlineError`
+        or `StoreUnavailableError`. With `follow_up` false the caller judges single samples itself.
+        """
+        async with self._admitted(begun) as admitted:
+            async with self._accounted(admitted):
+                drawn = await self._draw(admitted)
+                selection = await self._choose(admitted, drawn)
+            return await self._finish(admitted, drawn, selection, follow_up)
+
+    async def stream(self, begun: Begun) -> AsyncGenerator[TextDelta | Answer]:
+        """The pieces of a single sample as they are drawn, then the answer, whose row is committed
+        by then; of a selection, or of several samples, the answer alone.
+
+        Raises as `answer` does. Whoever stops reading has to close it.
+        """
+        ask, plan = begun.ask, begun.plan
+        if not plan.streams:
+            yield await self.answer(begun)
+            return
+        async with self._admitted(begun) as admitted:
+            async with self._accounted(admitted):
+                async with self._policies.using(plan.version):
+                    started = time.perf_counter()
+                    deltas = self._engine.stream(plan.version, ask.messages, ask.params)
+                    completed: TextDelta | None = None
+                    told = self._metrics.streaming(plan.arm.value, ask.context.started)
+                    async with contextlib.aclosing(
+                        cast(AsyncGenerator[TextDelta], deltas)
+                    ) as pieces:
+                        async for piece in pieces:
+                            told.piece()
+                            if piece.completion is not None:
+                                completed = piece
+                            yield piece
+                    generate_s = time.perf_counter() - started
+                if completed is None or completed.completion is None:
+                    raise EngineUnavailableError("the engine ended a stream without its answer")
+                generation = Generation(completed.prompt_token_ids, (completed.completion,))
+                drawn = Drawn(generation, (0,), generate_s)
+            yield await self._finish(admitted, drawn, unranked(drawn, 1), follow_up=True)
+
+    @asynccontextmanager
+    async def _admitted(self, begun: Begun) -> AsyncGenerator[Begun]:
+        """Hold the places of a request's candidates, its row's commit included; the row says how
+        long it waited for them."""
+        async with self._admission.admitted(begun.plan.best_of) as queue_s:
+            yield replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
+
+    async def _finish(
+        self, begun: Begun, drawn: Drawn, selection: Selection, follow_up: bool
+    ) -> Answer:
+        """The committed answer; the row is written even if the caller goes away meanwhile."""
+        record = _complete(begun, drawn, selection)
+        committing = asyncio.create_task(self._commit(begun, record, follow_up))
+        try:
+            overhead_s, commit_s = await asyncio.shield(committing)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._background.adopt(committing)  # the row is on its way; it is an answer
+            raise
+        return Answer(record, begun.plan.strategy, overhead_s, commit_s, _note(begun.plan))
+
+    async def _commit(
+        self, begun: Begun, record: CompletionRecord, follow_up: bool
+    ) -> tuple[float, float]:
+        """Commit, count and pass on; returns the gateway's own time, and the commit's part of it,
+        in seconds."""
+        started = time.perf_counter()
         self._after_answer.expect(record.id)
         try:
-            await self._recording.commit(record)
+            async with settling(begun.ask.claim, _uncommitted(begun, record)) as settlement:
+                await self._recording.commit(record, settlement)
         except BaseException:
             self._after_answer.forget(record.id)
             raise
-        ask.context.meter.spend(record.total_tokens)
-        elapsed = time.perf_counter() - ask.context.started
-        overhead_s = elapsed - record.generate_s - record.score_s
+        begun.ask.context.meter.spend(record.total_tokens)
+        now = time.perf_counter()
+        outside_s = record.queue_s + record.generate_s + record.score_s
+        overhead_s = now - begun.ask.context.started - outside_s
         self._metrics.answered(record, overhead_s)
         if follow_up:
             self._after_answer.submit(record)
-        return overhead_s
+        return overhead_s, now - started
 
-    async def _draw(self, ask: Ask, plan: Plan) -> tuple[Generation, float]:
+    async def _draw(self, begun: Begun) -> Drawn:
+        plan, ask = begun.plan, begun.ask
         async with self._policies.using(plan.version):
             started = time.perf_counter()
-            generation = await self._engine.generate(
-                plan.version, ask.messages, ask.params, plan.best_of
-            )
-            return generation, time.perf_counter() - started
+            work = Work(plan.version, ask.messages, ask.params, plan.best_of)
+            if (remaining_s := self._remaining_s(begun)) is None:
+                drawn = await draw_all(self._engine, work)
+            else:
+                within_s = remaining_s - self._scoring_time.set_aside_s(remaining_s)
+                drawn = await draw_until(self._engine, work, within_s)
+            return replace(drawn, generate_s=time.perf_counter() - started)
 
-    async def _choose(self, ask: Ask, plan: Plan, generation: Generation) -> Selection:
+    async def _choose(self, begun: Begun, drawn: Drawn) -> Selection:
+        plan, ask = begun.plan, begun.ask
         if plan.strategy == "single":
-            return unranked(generation.completions, plan.n)
-        selection = await select(self._scorer, ask.messages, generation.completions, plan.n)
+            return unranked(drawn, plan.n)
+        selection = await select(
+            self._scorer, ask.messages, drawn, plan.n, within_s=self._remaining_s(begun)
+        )
         self._metrics.score_latency.observe(selection.score_s)
+        self._scoring_time.observe(selection.score_s)
         return selection
 
+    def _remaining_s(self, begun: Begun) -> float | None:
+        """Time until the request's deadline; None if it has none."""
+        deadline_s = begun.ask.deadline_s or self._arms.deadline_s
+        if deadline_s is None or begun.plan.strategy == "single":
+            return None
+        return begun.ask.context.started + deadline_s - time.perf_counter()
+
     @asynccontextmanager
-    async def _accounted(self, draft: CompletionRecord, started: float) -> AsyncGenerator[None]:
+    async def _accounted(self, begun: Begun) -> AsyncGenerator[None]:
         """Failures and cancellations are rows of their arm too; the caller's mistakes are not."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            self._recording.commit_cancellation(draft, started)
-            raise
-        except InvalidRequestError:
-            raise
-        except Exception as error:
-            await self._recording.commit_failure(draft, started, f"{type(error).__name__}: {error}")
-            raise
+        draft, started = begun.draft, begun.ask.context.started
+        self._metrics.assignments.labels(begun.plan.arm.value).inc()
+        with self._metrics.in_flight.track_inprogress():
+            try:
+                yield
+            except (asyncio.CancelledError, GeneratorExit):
+                self._recording.commit_cancellation(draft, started)
+                raise
+            except InvalidRequestError:
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                await self._recording.commit_failure(draft, started, reason)
+                raise
 
 
-def _complete(
-    draft: CompletionRecord,
-    generation: Generation,
-    selection: Selection,
-    generate_s: float,
-    started: float,
-) -> CompletionRecord:
-    first = selection.candidates[selection.chosen[0]]
+def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRecord:
+    by_index = {candidate.index: candidate for candidate in selection.candidates}
     return replace(
-        draft,
-        prompt_token_ids=generation.prompt_token_ids,
+        begun.draft,
+        prompt_token_ids=drawn.generation.prompt_token_ids,
         candidates=selection.candidates,
         chosen=selection.chosen,
         degraded=selection.degraded,
         error=selection.error,
-        generate_s=generate_s,
+        generate_s=drawn.generate_s,
         score_s=selection.score_s,
-        latency_s=time.perf_counter() - started,
-        score=first.score,
+        latency_s=time.perf_counter() - begun.ask.context.started,
+        score=by_index[selection.chosen[0]].score,
     )
+
+
+def _uncommitted(begun: Begun, record: CompletionRecord) -> Answer:
+    """The answer as it is known before its commit."""
+    overhead_s = record.latency_s - record.generate_s - record.score_s
+    return Answer(record, begun.plan.strategy, overhead_s, 0.0, _note(begun.plan))
 
 
 def _note(plan: Plan) -> str | None:

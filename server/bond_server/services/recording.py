@@ -9,8 +9,9 @@ from bond_core.errors import StoreUnavailableError
 from bond_core.holdout import split_of
 from bond_core.store import Completions
 from bond_core.store.records import CompletionRecord
-from bond_core.types import Candidate
-from bond_server.ids import uuid7
+from bond_core.store.settlement import Settlement
+from bond_core.types import Candidate, raw_prompt
+from bond_server.ids import fingerprint_of, uuid7
 from bond_server.metrics import Metrics
 from bond_server.services.ask import Ask, Plan
 from bond_server.services.background import Background
@@ -51,19 +52,29 @@ class Recording:
             n=plan.n,
             messages=ask.messages,
             params=ask.params,
-            standard_sampling=ask.params.same_distribution(self._standard),
+            # raw text is not what conversations are trained for
+            standard_sampling=raw_prompt(ask.messages) is None
+            and ask.params.same_distribution(self._standard),
             split=split_of(ask.messages),
             may_train=consent and keep,
             unit=ask.unit,
             key=caller.key_id,
             keep_content=keep,
+            origin=ask.origin,
+            system_fingerprint=fingerprint_of(plan.version),
+            stored=consent and keep,
         )
 
-    async def commit(self, record: CompletionRecord) -> None:
-        """Return once the row is committed. Raises `StoreUnavailableError`."""
+    async def commit(self, record: CompletionRecord, settlement: Settlement | None = None) -> None:
+        """Return once the row is committed, and with it the end of the request's claim.
+
+        Raises `StoreUnavailableError`.
+        """
         row = record if record.keep_content else without_content(record)
+        if settlement is not None and not row.messages:
+            settlement = settlement.without_answer()
         try:
-            await self._completions.record(row)
+            await self._completions.record(row, settlement)
         except StoreUnavailableError:
             self._metrics.requests.labels(record.arm.value, "failed").inc()
             raise
@@ -79,6 +90,7 @@ class Recording:
             status="failed",
             error=error,
             may_train=False,
+            stored=False,
             latency_s=time.perf_counter() - started,
         )
         try:
@@ -95,6 +107,7 @@ class Recording:
             status="cancelled",
             error="cancelled before it was answered",
             may_train=False,
+            stored=False,
             latency_s=time.perf_counter() - started,
         )
         self._background.spawn(self._commit_cancelled(row), f"record cancelled {row.id}")
@@ -135,4 +148,6 @@ def without_content(record: CompletionRecord) -> CompletionRecord:
         candidates=candidates,
         prompt_token_ids=(0,) * len(record.prompt_token_ids),
         may_train=False,
+        stored=False,
+        origin=replace(record.origin, metadata={}),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bond_core.config import LocalEngineConfig, ModelConfig
-from bond_core.engines.base import Check, EngineInfo
+from bond_core.engines.base import Check, EngineInfo, Partial
 from bond_core.engines.limits import check_sampling, check_scoring_temperature, room_for_answer
 from bond_core.engines.local.adapters import merge_adapter
 from bond_core.engines.local.forward import Forward
@@ -107,13 +107,21 @@ class LocalEngine:
         await asyncio.to_thread(self._open)
 
     async def generate(
-        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+        self,
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
     ) -> Generation:
         """See `Engine.generate`. Rows beyond `max_rows` start as others end."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[Completion, ...]] = loop.create_future()
         done, failed = _settlers(loop, answer)
         request = await self._request(version, prompt, params, n, done, failed)
+        if partial is not None:
+            partial.prompt_token_ids = request.prompt_token_ids
+            request.completions = partial.completions
         completions = await self._submitted(request, answer)
         return Generation(request.prompt_token_ids, completions)
 

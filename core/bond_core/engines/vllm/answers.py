@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bond_core.engines.base import Partial
 from bond_core.engines.limits import MIN_TEMPERATURE
 from bond_core.engines.vllm.wire import error_message, unreadable
 from bond_core.errors import EngineUnavailableError
@@ -76,21 +77,14 @@ class StreamedAnswer:
         """Raises `EngineUnavailableError` for what is no chunk, or reports an error."""
         fresh = _Parts(self._params)
         try:
-            chunk: Any = json.loads(data)
-            if "error" in chunk:
-                raise EngineUnavailableError(
-                    f"vLLM broke off the answer: {error_message(chunk) or data[:200]}"
-                )
-            for choice in chunk["choices"]:
-                if prompt := chunk.get("prompt_token_ids") or choice.get("prompt_token_ids"):
-                    self.prompt_token_ids = tuple(map(int, prompt))
+            choices, prompt = _chunk(data)
+            self.prompt_token_ids = prompt or self.prompt_token_ids
+            for choice in choices:
                 fresh.add(choice, choice.get("delta"))
                 self._parts.add(choice, choice.get("delta"))
-            if prompt := chunk.get("prompt_token_ids"):
-                self.prompt_token_ids = tuple(map(int, prompt))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(error) from error
-        if not (fresh.text or fresh.tool_calls or fresh.reasoning):
+        if not (fresh.text or fresh.tool_calls or fresh.reasoning or fresh.details):
             return None
         return TextDelta(
             fresh.text,
@@ -107,6 +101,53 @@ class StreamedAnswer:
             return self._parts.completion()
         except (KeyError, TypeError, ValueError) as error:
             raise unreadable(error) from error
+
+
+class StreamedChoices:
+    """Several choices of one streamed answer; each joins `partial` when it has ended."""
+
+    def __init__(self, params: SamplingParams, partial: Partial) -> None:
+        self._params = params
+        self._parts: dict[int, _Parts] = {}
+        self._partial = partial
+
+    def push(self, data: str) -> None:
+        """Raises `EngineUnavailableError` for what is no chunk, or reports an error."""
+        try:
+            choices, prompt = _chunk(data)
+            self._partial.prompt_token_ids = prompt or self._partial.prompt_token_ids
+            for choice in choices:
+                index = int(choice["index"])
+                parts = self._parts.setdefault(index, _Parts(self._params))
+                parts.add(choice, choice.get("delta"))
+                if parts.finish_reason:
+                    self._partial.completions[index] = parts.completion()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise unreadable(error) from error
+
+    def generation(self, n: int) -> Generation:
+        """All of them. Raises `EngineUnavailableError` if the stream ended before that."""
+        found = self._partial.completions
+        if self._params.temperature < MIN_TEMPERATURE and 0 in found:
+            found.update(dict.fromkeys(range(n), found[0]))
+        if len(found) != n:
+            raise EngineUnavailableError("the stream from vLLM broke off before its end")
+        completions = tuple(found[index] for index in sorted(found))
+        return Generation(self._partial.prompt_token_ids, completions)
+
+
+def _chunk(data: str) -> tuple[Sequence[JsonObject], tuple[int, ...]]:
+    """Choices of an event, and the prompt's tokens if it has them."""
+    chunk: Any = json.loads(data)
+    if "error" in chunk:
+        raise EngineUnavailableError(
+            f"vLLM broke off the answer: {error_message(chunk) or data[:200]}"
+        )
+    choices: Sequence[JsonObject] = chunk["choices"]
+    prompt = chunk.get("prompt_token_ids")
+    for choice in choices:
+        prompt = prompt or choice.get("prompt_token_ids")
+    return choices, tuple(map(int, prompt or ()))
 
 
 @dataclass(slots=True)
@@ -134,11 +175,11 @@ class _Parts:
             entries: Sequence[JsonObject] = logprobs["content"] or ()
             self.logprobs += [float(entry["logprob"]) for entry in entries]
             if self.params.top_logprobs is not None:
-                self.details += map(_chat_detail, entries)
-        else:
-            self.logprobs += map(float, logprobs.get("token_logprobs") or ())
+                self.details += [_chat_detail(e, self.params.top_logprobs) for e in entries]
+        elif logprobs:
+            self.logprobs += map(float, logprobs["token_logprobs"])
             if self.params.top_logprobs is not None:
-                self.details += _text_details(logprobs)
+                self.details += _text_details(logprobs, self.params.top_logprobs)
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
     def completion(self) -> Completion:
@@ -163,16 +204,13 @@ class _Parts:
         )
 
 
-def _chat_detail(entry: JsonObject) -> TokenDetail:
+def _chat_detail(entry: JsonObject, count: int) -> TokenDetail:
     others: Sequence[JsonObject] = entry.get("top_logprobs") or ()
-    return TokenDetail(
-        str(entry["token"]),
-        float(entry["logprob"]),
-        tuple(Alternative(str(other["token"]), float(other["logprob"])) for other in others),
-    )
+    told = [(str(other["token"]), float(other["logprob"])) for other in others]
+    return TokenDetail(str(entry["token"]), float(entry["logprob"]), _likeliest(told, count))
 
 
-def _text_details(logprobs: JsonObject) -> list[TokenDetail]:
+def _text_details(logprobs: JsonObject, count: int) -> list[TokenDetail]:
     """Of the form of the route for raw text, which has a list per quantity."""
     tokens: Sequence[str] = logprobs["tokens"]
     values: Sequence[float] = logprobs["token_logprobs"]
@@ -180,9 +218,15 @@ def _text_details(logprobs: JsonObject) -> list[TokenDetail]:
         tokens
     )
     return [
-        TokenDetail(token, float(value), tuple(Alternative(*item) for item in (top or {}).items()))
+        TokenDetail(token, float(value), _likeliest(list((top or {}).items()), count))
         for token, value, top in zip(tokens, values, tops, strict=True)
     ]
+
+
+def _likeliest(told: Sequence[tuple[str, float]], count: int) -> tuple[Alternative, ...]:
+    """vLLM tells the drawn token first, and beside those that were asked for."""
+    order = sorted(told, key=lambda item: -item[1])
+    return tuple(Alternative(token, logprob) for token, logprob in order[:count])
 
 
 def _whole_calls(pieces: Sequence[JsonObject]) -> tuple[ToolCall, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bond_core.config import ModelConfig, VllmEngineConfig
-from bond_core.engines.base import Check, EngineInfo
+from bond_core.engines.base import Check, EngineInfo, Partial
 from bond_core.engines.limits import check_sampling, room_for_answer
 from bond_core.engines.vllm import answers, wire
 from bond_core.engines.vllm.adapters import Adapter, AdapterFanOut
@@ -126,14 +126,27 @@ class VllmEngine:
         self._fleet.watch(self._restore)
 
     async def generate(
-        self, version: str, prompt: Conversation, params: SamplingParams, n: int = 1
+        self,
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
     ) -> Generation:
         """See `Engine.generate`; all n are drawn by one server in one request."""
         self._check_request(version, prompt, params, n)
 
         async def draw(replica: Replica) -> Generation:
             route, body = self._body(version, prompt, params, n)
-            return answers.generation(await replica.connection.post(route, body), params, n)
+            if partial is None:
+                return answers.generation(await replica.connection.post(route, body), params, n)
+            partial.completions.clear()  # of a server that broke off
+            together = answers.StreamedChoices(params, partial)
+            events = replica.connection.events(route, body | {"stream": True})
+            async with contextlib.aclosing(events):
+                async for data in events:
+                    together.push(data)
+            return together.generation(n)
 
         try:
             return await self._called(version, affinity_of(prompt), n, draw)
@@ -227,6 +240,10 @@ class VllmEngine:
     async def health(self) -> bool:
         """Whether any server takes requests."""
         return self._fleet is not None and any(r.ready for r in self._fleet.replicas)
+
+    def servers(self) -> dict[str, bool]:
+        """Whether each server takes requests, by its base URL."""
+        return {} if self._fleet is None else {r.url: r.ready for r in self._fleet.replicas}
 
     async def close(self) -> None:
         """Close the connections; running requests fail. The servers go on."""

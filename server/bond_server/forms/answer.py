@@ -1,0 +1,106 @@
+"""What the forms of an answer share: headers, usage, timings, how it was made."""
+
+from bond_core.store.records import CompletionRecord
+from bond_core.types import Candidate
+from bond_server.ids import fingerprint_of
+from bond_server.schemas.completion import (
+    BondAnswer,
+    BondUsage,
+    CandidateView,
+    Timings,
+    Usage,
+)
+from bond_server.services.generation import Answer, Begun
+
+
+def plan_headers(begun: Begun) -> dict[str, str]:
+    """What is known of an answer before it is drawn."""
+    plan = begun.plan
+    return {
+        "x-bond-arm": plan.arm.value,
+        "x-bond-n": str(plan.best_of),
+        "x-bond-policy": plan.version,
+        "x-bond-stream": "tokens" if plan.streams else "buffered",
+    }
+
+
+def answer_headers(answer: Answer) -> dict[str, str]:
+    """The `x-bond-…` headers of a whole answer."""
+    record, timings = answer.record, timings_view(answer)
+    headers = {
+        "x-bond-arm": record.arm.value,
+        "x-bond-n": str(record.best_of),
+        "x-bond-policy": record.version,
+        "x-bond-queue-ms": f"{timings.queue_ms:.3f}",
+        "x-bond-commit-ms": f"{timings.commit_ms:.3f}",
+        "x-bond-overhead-ms": f"{timings.overhead_ms:.3f}",
+        "x-bond-generate-ms": f"{timings.generate_ms:.3f}",
+        "x-bond-score-ms": f"{timings.score_ms:.3f}",
+    }
+    if record.degraded is not None:
+        headers["x-bond-degraded"] = record.degraded
+    if answer.note is not None:
+        headers["x-bond-note"] = answer.note
+    return headers
+
+
+def bond_view(answer: Answer, *, return_candidates: bool) -> BondAnswer:
+    """How the answer was made."""
+    record = answer.record
+    return BondAnswer(
+        arm=record.arm.value,
+        version=record.version,
+        strategy=answer.strategy,
+        best_of=record.best_of,
+        score=record.score,
+        candidates=[candidate_view(c) for c in record.candidates] if return_candidates else None,
+        timings=timings_view(answer),
+        degraded=record.degraded,
+        note=answer.note,
+    )
+
+
+def fingerprint(record: CompletionRecord) -> str:
+    """`system_fingerprint`: what the answer depends on besides the request."""
+    return record.system_fingerprint or fingerprint_of(record.version)
+
+
+def all_tokens(answer: Answer) -> int:
+    """Of every candidate."""
+    return sum(len(c.completion.token_ids) for c in answer.record.candidates)
+
+
+def usage_view(answer: Answer) -> Usage:
+    """Tokens of all candidates, and of the returned ones."""
+    prompt_tokens, completion_tokens = len(answer.record.prompt_token_ids), all_tokens(answer)
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        bond=BondUsage(
+            n=answer.record.best_of, chosen_completion_tokens=answer.record.chosen_tokens
+        ),
+    )
+
+
+def candidate_view(candidate: Candidate) -> CandidateView:
+    """One candidate of a selection."""
+    return CandidateView(
+        index=candidate.index,
+        text=candidate.completion.text,
+        score=candidate.score,
+        finish_reason=candidate.completion.finish_reason,
+        tokens=len(candidate.completion.token_ids),
+    )
+
+
+def timings_view(answer: Answer) -> Timings:
+    """Where the time went, in milliseconds."""
+    record = answer.record
+    return Timings(
+        queue_ms=record.queue_s * 1000,
+        generate_ms=record.generate_s * 1000,
+        score_ms=record.score_s * 1000,
+        commit_ms=answer.commit_s * 1000,
+        overhead_ms=answer.overhead_s * 1000,
+    )

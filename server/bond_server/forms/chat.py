@@ -1,0 +1,124 @@
+"""Answers as `chat.completion`, and as `chat.completion.chunk`s."""
+
+from typing import Any
+
+from bond_core.types import Candidate, Completion, TextDelta, TokenDetail
+from bond_server.forms.answer import bond_view, fingerprint, usage_view
+from bond_server.ids import COMPLETION_PREFIX
+from bond_server.schemas.completion import (
+    AnswerMessage,
+    AnswerToolCall,
+    ChatCompletion,
+    Choice,
+    ChoiceLogprobs,
+    TokenLogprob,
+    TopLogprob,
+)
+from bond_server.services.generation import Answer, Begun
+
+
+class ChatForm:
+    """The chat-completions dialect."""
+
+    route = "chat"
+
+    def __init__(self, *, return_candidates: bool) -> None:
+        self._return_candidates = return_candidates
+
+    def whole(self, answer: Answer) -> ChatCompletion:
+        """The answer in one piece."""
+        record = answer.record
+        return ChatCompletion(
+            id=COMPLETION_PREFIX + record.id,
+            created=int(record.created_at),
+            model=record.requested_model,
+            system_fingerprint=fingerprint(record),
+            choices=[_choice(index, c) for index, c in enumerate(answer.returned)],
+            usage=usage_view(answer),
+            bond=bond_view(answer, return_candidates=self._return_candidates),
+        )
+
+    def head(self, begun: Begun) -> dict[str, Any]:
+        """What every chunk begins with."""
+        record = begun.draft
+        return {
+            "id": COMPLETION_PREFIX + record.id,
+            "object": "chat.completion.chunk",
+            "created": int(record.created_at),
+            "model": record.requested_model,
+            "system_fingerprint": fingerprint(record),
+        }
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The choice that says who speaks."""
+        return _chunk(index, {"role": "assistant", "content": ""})
+
+    def piece(self, index: int, delta: TextDelta) -> dict[str, Any] | None:
+        """A choice with what is new; None if nothing is."""
+        said: dict[str, Any] = {}
+        if delta.text:
+            said["content"] = delta.text
+        if delta.reasoning:
+            said["reasoning"] = delta.reasoning
+        if delta.tool_calls:
+            said["tool_calls"] = list(delta.tool_calls)
+        if not (said or delta.details):
+            return None
+        return _chunk(index, said, logprobs=_logprobs(delta.details))
+
+    def closing(self, index: int, completion: Completion) -> dict[str, Any]:
+        """The choice that says why the answer ended."""
+        return _chunk(index, {}, finish_reason=completion.finish_reason)
+
+
+def _chunk(
+    index: int,
+    delta: dict[str, Any],
+    *,
+    logprobs: ChoiceLogprobs | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "index": index,
+        "delta": delta,
+        "logprobs": None if logprobs is None else logprobs.model_dump(),
+        "finish_reason": finish_reason,
+    }
+
+
+def _choice(index: int, candidate: Candidate) -> Choice:
+    completion = candidate.completion
+    calls = [AnswerToolCall.model_validate(call.as_dict()) for call in completion.tool_calls]
+    return Choice(
+        index=index,
+        message=AnswerMessage(
+            content=None if calls and not completion.text else completion.text,
+            tool_calls=calls or None,
+            reasoning=completion.reasoning or None,
+        ),
+        logprobs=_logprobs(completion.details),
+        finish_reason=completion.finish_reason,
+    )
+
+
+def _logprobs(details: tuple[TokenDetail, ...]) -> ChoiceLogprobs | None:
+    if not details:
+        return None
+    return ChoiceLogprobs(
+        content=[
+            TokenLogprob(
+                token=detail.token,
+                logprob=detail.logprob,
+                bytes=_bytes(detail.token),
+                top_logprobs=[
+                    TopLogprob(token=other.token, logprob=other.logprob, bytes=_bytes(other.token))
+                    for other in detail.top
+                ],
+            )
+            for detail in details
+        ]
+    )
+
+
+def _bytes(token: str) -> list[int]:
+    return list(token.encode(errors="replace"))

@@ -1,0 +1,154 @@
+"""Conversations in OpenAI's dialect: texts, turns, tool calls."""
+
+from typing import Annotated, Literal, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from bond_core.types import Message, ToolCall
+
+
+class Body(BaseModel):
+    """Part of a request body: no unknown fields, no conversion between types, no NaN; `null` means
+    absent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        fields = cast(dict[str, object], data)
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def _encodable(text: str) -> str:
+    """Refuse half a surrogate pair, which JSON can spell but which is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError(
+            "not_text",
+            "character {at} is half of a surrogate pair, which is not text",
+            {"at": error.start},
+        ) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
+def _text_of(content: object) -> object:
+    """A string, or a list of text parts joined by line ends (as vLLM joins them)."""
+    if not isinstance(content, list):
+        return content
+    texts: list[str] = []
+    for part in cast(list[object], content):
+        fields = cast(dict[str, object], part) if isinstance(part, dict) else {}
+        text = fields.get("text")
+        if fields.get("type") != "text" or not isinstance(text, str) or len(fields) != 2:
+            raise PydanticCustomError(
+                "unsupported_content",
+                "content must be a string or a list of {type: 'text', text: string} parts; "
+                "other parts are not supported",
+            )
+        texts.append(text)
+    return "\n".join(texts)
+
+
+Content = Annotated[
+    Text,
+    BeforeValidator(_text_of),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                        "required": ["type", "text"],
+                        "additionalProperties": False,
+                    },
+                },
+            ]
+        }
+    ),
+]
+
+
+class FunctionCall(Body):
+    """The function that a tool call names."""
+
+    name: Text
+    arguments: Text
+    """JSON, as the model wrote it."""
+
+
+class MessageToolCall(Body):
+    """A call that an earlier turn asked for."""
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    def to_call(self) -> ToolCall:
+        """The kernel's form."""
+        return ToolCall(self.id, self.function.name, self.function.arguments)
+
+
+class ChatMessage(Body):
+    """One turn. `developer` is the newer name of `system` and is rendered as it."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content
+    name: Text | None = None
+    tool_call_id: Text | None = Field(default=None, validate_default=True)
+    tool_calls: list[MessageToolCall] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_need_no_text(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        fields = cast(dict[str, object], data)
+        silent = fields.get("tool_calls") and fields.get("content") is None
+        return {**fields, "content": ""} if silent else fields
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _of_a_tool(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if (info.data.get("role") == "tool") != (value is not None):
+            raise PydanticCustomError("tool_call_id", "it belongs to turns of the role tool alone")
+        return value
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _of_an_assistant(
+        cls, value: list[MessageToolCall] | None, info: ValidationInfo
+    ) -> list[MessageToolCall] | None:
+        if value and info.data.get("role") != "assistant":
+            raise PydanticCustomError("tool_calls", "they belong to turns of the role assistant")
+        return value
+
+    def to_message(self) -> Message:
+        """The kernel's form."""
+        return Message(
+            "system" if self.role == "developer" else self.role,
+            self.content,
+            self.name,
+            self.tool_call_id,
+            tuple(call.to_call() for call in self.tool_calls or ()),
+        )

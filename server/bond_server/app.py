@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -13,6 +12,7 @@ from bond_server.asgi import RequestMiddleware
 from bond_server.errors import install_error_handlers
 from bond_server.gateway import open_gateway
 from bond_server.metrics import Metrics
+from bond_server.openapi import install_document
 from bond_server.routes import (
     best_of_n,
     chat,
@@ -26,7 +26,6 @@ from bond_server.routes import (
     session,
     training,
 )
-from bond_server.schemas.completion import ErrorAnswer
 from bond_server.shedding import SheddingMiddleware
 
 ROUTERS = (
@@ -42,12 +41,6 @@ ROUTERS = (
     health.router,
     metrics.router,
 )
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorAnswer},
-    "5XX": {"model": ErrorAnswer},
-}
-"""The one shape of an error, for the OpenAPI description."""
 
 
 def create_app(config: BondConfig) -> FastAPI:
@@ -82,5 +75,6 @@ def create_app(config: BondConfig) -> FastAPI:
     )
     install_error_handlers(app)
     for router in ROUTERS:
-        app.include_router(router, responses=ERRORS)
+        app.include_router(router)
+    install_document(app)
     return app

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -13,6 +13,7 @@ from bond_server.asgi import RequestMiddleware
 from bond_server.errors import install_error_handlers
 from bond_server.gateway import open_gateway
 from bond_server.metrics import Metrics
+from bond_server.openapi import install_document
 from bond_server.routes import (
     best_of_n,
     chat,
@@ -26,7 +27,6 @@ from bond_server.routes import (
     session,
     training,
 )
-from bond_server.schemas.completion import ErrorAnswer
 from bond_server.shedding import SheddingMiddleware
 from bond_server.tracing import open_tracing
 
@@ -46,12 +46,6 @@ ROUTERS = (
     health.router,
     metrics.router,
 )
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorAnswer},
-    "5XX": {"model": ErrorAnswer},
-}
-"""The one shape of an error, for the OpenAPI description."""
 
 
 def create_app(config: BondConfig, span_exporter: "SpanExporter | None" = None) -> FastAPI:
@@ -91,5 +85,6 @@ def create_app(config: BondConfig, span_exporter: "SpanExporter | None" = None) 
     )
     install_error_handlers(app)
     for router in ROUTERS:
-        app.include_router(router, responses=ERRORS)
+        app.include_router(router)
+    install_document(app)
     return app

@@ -132,7 +132,12 @@ async def test_what_was_not_committed_in_time_is_the_difference(
         assert (await running.post("/v1/best-of-n")).status_code == 200
         assert counted(running, "bond_requests_total") == {("bon", "ok"): 1, ("bon", "failed"): 1}
         assert counted(running, "bond_log_rows_total") == {("bon", "ok"): 1}
+<<<<<<< HEAD
         assert in_table(config)[("bon", "ok")] in (1, 2)
+=======
+        # the row that was given up may have been on its way into the database already
+        assert in_table(config) in ({("bon", "ok"): 1}, {("bon", "ok"): 2})
+>>>>>>> main
 
 
 async def test_what_a_request_was_like_is_counted_in_vllms_buckets(

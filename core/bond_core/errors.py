@@ -3,7 +3,8 @@
     BondError
     ├── InvalidRequestError         the caller's mistake; `param` names the field
     │   ├── PromptTooLongError
-    │   └── UnknownModelError       no such model id or policy version
+    │   ├── UnknownModelError       no such model id or policy version
+    │   └── UnknownCompletionError  no completion of that id is stored
     ├── ConfigError                 a configuration file, flag or variable is wrong
     ├── ModelLoadError              a model or reward model cannot be loaded
     ├── AdapterError                an adapter directory is incomplete, altered or does not fit
@@ -50,6 +51,18 @@ class UnknownModelError(InvalidRequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="model", code="model_not_found")
+
+
+class UnknownCompletionError(InvalidRequestError):
+    """No completion of that id is stored."""
+
+    def __init__(self, completion_id: str) -> None:
+        super().__init__(
+            f"there is no stored completion {completion_id!r}: it never was, its request said "
+            "store: false, or it was deleted",
+            param="completion_id",
+            code="completion_not_found",
+        )
 
 
 class ConfigError(BondError):

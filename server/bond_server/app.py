@@ -19,9 +19,11 @@ from bond_server.routes import (
     completions,
     distilled,
     health,
+    keeping,
     metrics,
     models,
     policies,
+    stored,
     training,
 )
 from bond_server.schemas.completion import ErrorAnswer
@@ -35,6 +37,8 @@ ROUTERS = (
     models.router,
     policies.router,
     training.router,
+    stored.router,
+    keeping.router,
     health.router,
     metrics.router,
 )

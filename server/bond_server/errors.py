@@ -21,6 +21,7 @@ from bond_core.errors import (
     PromptTooLongError,
     ScoringError,
     StoreUnavailableError,
+    UnknownCompletionError,
     UnknownModelError,
     UnknownVersionError,
 )
@@ -46,6 +47,12 @@ class Mapped:
 
 
 ERROR_TABLE: tuple[Mapped, ...] = (
+    Mapped(
+        UnknownCompletionError,
+        HTTPStatus.NOT_FOUND,
+        "invalid_request_error",
+        "completion_not_found",
+    ),
     Mapped(UnknownModelError, HTTPStatus.NOT_FOUND, "invalid_request_error", "model_not_found"),
     Mapped(
         PromptTooLongError,

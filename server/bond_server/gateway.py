@@ -21,6 +21,9 @@ from bond_server.services.idempotency import Idempotency
 from bond_server.services.models import Models
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
+from bond_server.services.redaction import Redactor, load_redactor
+from bond_server.services.retention import Retention
+from bond_server.services.stored import StoredService
 
 DEFAULT_RESIDENT_VERSIONS = 4
 DRAIN_S = 5.0
@@ -43,6 +46,8 @@ class Gateway:
     after_answer: AfterAnswer
     controller: Controller
     idempotency: Idempotency
+    stored: StoredService
+    retention: Retention
     background: Background
     started_at: float
     """Unix seconds."""
@@ -72,7 +77,10 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             await _open_scorer(config.judge, stack) if config.judge else None,
             await _open_scorer(config.gold, stack) if config.gold else None,
         )
-        gateway = _assemble(config, metrics, store, engine, judges)
+        redactor = load_redactor(config.store.redact, config.store.redact_timeout_s)
+        if redactor is not None:
+            stack.push_async_callback(redactor.close)
+        gateway = _assemble(config, metrics, store, engine, judges, redactor)
         await gateway.controller.restore()
         stack.push_async_callback(gateway.controller.close)
         loops = [
@@ -80,6 +88,7 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             asyncio.create_task(gateway.controller.sweep_forever(), name="sweep"),
             asyncio.create_task(gateway.after_answer.run(), name="after answer"),
             asyncio.create_task(gateway.idempotency.run(), name="idempotency"),
+            asyncio.create_task(gateway.retention.run(), name="retention"),
         ]
         try:
             yield gateway
@@ -99,7 +108,12 @@ async def _open_scorer(config: ScorerConfig, stack: AsyncExitStack) -> Scorer:
 
 
 def _assemble(
-    config: BondConfig, metrics: Metrics, store: Store, engine: Engine, judges: Judges
+    config: BondConfig,
+    metrics: Metrics,
+    store: Store,
+    engine: Engine,
+    judges: Judges,
+    redactor: Redactor | None,
 ) -> Gateway:
     background = Background()
     residents = (
@@ -116,7 +130,7 @@ def _assemble(
         engine,
         judges.scorer,
         policies,
-        Recording(store.completions, config, metrics, background),
+        Recording(store.completions, config, metrics, background, redactor),
         after_answer,
         arms,
         metrics,
@@ -139,6 +153,8 @@ def _assemble(
             keep_s=config.store.retention.replay_hours * 3600,
             wait_s=config.server.idempotency_wait_s,
         ),
+        stored=StoredService(store),
+        retention=Retention(store, config.store.retention, metrics),
         background=background,
         started_at=time.time(),
     )

@@ -11,6 +11,7 @@ from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store.attempts import Attempts
 from bond_core.store.completions import Completions
 from bond_core.store.database import Database, Durability
+from bond_core.store.deletions import Deletions
 from bond_core.store.evaluations import Evaluations
 from bond_core.store.gateway_lock import GatewayLock
 from bond_core.store.idempotency import IdempotencyKeys
@@ -18,6 +19,7 @@ from bond_core.store.leases import Leases
 from bond_core.store.migrate import MIGRATION_TIMEOUT_S, require_current, upgrade
 from bond_core.store.policies import Policies
 from bond_core.store.sqlite import SQLiteDatabase, database_file
+from bond_core.store.stored import StoredCompletions
 from bond_core.store.training import Training
 
 
@@ -33,6 +35,8 @@ class Store:
     leases: Leases
     attempts: Attempts
     idempotency: IdempotencyKeys
+    stored: StoredCompletions
+    deletions: Deletions
     gateway_lock: GatewayLock | None = field(default=None)
 
     async def ping(self) -> None:
@@ -91,6 +95,8 @@ async def open_store(
         leases=Leases(database, clock),
         attempts=Attempts(database),
         idempotency=IdempotencyKeys(database, clock),
+        stored=StoredCompletions(database),
+        deletions=Deletions(database, clock),
         gateway_lock=lock,
     )
 

@@ -29,6 +29,11 @@ class BondError(Exception):
         """The text for people."""
         return str(self)
 
+    @property
+    def loggable(self) -> str:
+        """The text for a log, which never holds what somebody wrote or was answered."""
+        return self.message
+
 
 class InvalidRequestError(BondError):
     """The request is wrong; `param` is the field that is at fault, if one is."""
@@ -94,7 +99,19 @@ class DeadlineError(BondError):
 
 
 class ScoringError(BondError):
-    """The scorer failed or returned something that is not a finite number."""
+    """The scorer failed or returned something that is not a finite number.
+
+    `loggable` is the message without what the scorer itself said, which may quote a conversation.
+    """
+
+    def __init__(self, message: str, loggable: str | None = None) -> None:
+        super().__init__(message)
+        self._loggable = loggable
+
+    @property
+    def loggable(self) -> str:
+        """The text for a log."""
+        return self.message if self._loggable is None else self._loggable
 
 
 class ScorerUnavailableError(ScoringError):

@@ -151,7 +151,7 @@ def _told(request: Request, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
     param = error.param if isinstance(error, InvalidRequestError) else None
     code = error.code if isinstance(error, InvalidRequestError) and error.code else row.code
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s %s: %s", request.method, request.url.path, error.message)
+        logger.error("%s %s: %s", request.method, request.url.path, error.loggable)
     return ErrorBody(message=error.message, type=row.type, param=param, code=code), row.status
 
 

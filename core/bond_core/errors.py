@@ -15,7 +15,8 @@
     ├── ScoringError                a scorer failed, or returned something that is not a score
     │   └── ScorerUnavailableError  its server is away, refuses us or answers nonsense
     ├── PolicyStateError            a policy version may not change in this way
-    └── StoreUnavailableError       the store cannot commit now
+    ├── StoreUnavailableError       the store cannot commit now
+    └── OverloadedError             too much to do; `retry_after_s` says when to come back
 
 Each message says what is wrong and what to do. The gateway maps classes to HTTP in one table.
 """
@@ -125,3 +126,13 @@ class PolicyStateError(BondError):
 
 class StoreUnavailableError(BondError):
     """The store cannot commit now."""
+
+
+class OverloadedError(BondError):
+    """There is more to do than can be done now; the request was not begun."""
+
+    def __init__(self, message: str, *, code: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.code = code
+        """Which bound was met."""
+        self.retry_after_s = retry_after_s

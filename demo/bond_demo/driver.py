@@ -6,6 +6,7 @@ of them it reads from the store, as any report would.
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -165,7 +166,8 @@ async def _traffic(
     out: Console,
 ) -> Users:
     """Let users ask until the time is over or Ctrl-C; running requests end."""
-    async with AsyncClient(service.url) as client:
+    key = os.environ.get("BONDSERVE_API_KEY")  # needed if keys were made for the demo's store
+    async with AsyncClient(service.url, api_key=key) as client:
         users = Users(
             client,
             config.model.served_name,

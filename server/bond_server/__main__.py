@@ -1,24 +1,24 @@
 """`python -m bond_server bond.yaml`: the gateway alone, as a container runs it."""
 
-import logging
 import sys
 from pathlib import Path
 
 from bond_core.config import load_config
 from bond_core.errors import BondError
 from bond_server import serve
+from bond_server.logs import configure
 
 
 def main(arguments: list[str]) -> int:
     """Serve the configuration file named, or the environment's alone; the exit status."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    configure("text")
     if len(arguments) > 1:
         sys.stderr.write("usage: python -m bond_server [bond.yaml]\n")
         return 2
     try:
-        serve(load_config(Path(arguments[0]) if arguments else None))
+        config = load_config(Path(arguments[0]) if arguments else None)
+        configure(config.server.log_format)
+        serve(config)
     except BondError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 1

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from bond_core import __version__
 from bond_core.config import BondConfig
+from bond_server.access.middleware import AccessMiddleware
 from bond_server.asgi import RequestMiddleware
 from bond_server.errors import install_error_handlers
 from bond_server.gateway import open_gateway
@@ -23,10 +24,12 @@ from bond_server.routes import (
     metrics,
     models,
     policies,
+    session,
     stored,
     training,
 )
 from bond_server.schemas.completion import ErrorAnswer
+from bond_server.shedding import SheddingMiddleware
 
 ROUTERS = (
     chat.router,
@@ -39,6 +42,7 @@ ROUTERS = (
     training.router,
     stored.router,
     keeping.router,
+    session.router,
     health.router,
     metrics.router,
 )
@@ -69,7 +73,17 @@ def create_app(config: BondConfig) -> FastAPI:
         docs_url=None,  # both pages load their scripts from elsewhere, and stay blank offline
         redoc_url=None,
     )
-    app.add_middleware(RequestMiddleware, metrics=instruments)
+    # the last one added is the outermost
+    app.add_middleware(AccessMiddleware)
+    app.add_middleware(
+        SheddingMiddleware, max_requests=config.admission.max_requests, metrics=instruments
+    )
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=instruments,
+        access=config.access,
+        access_log=config.server.access_log,
+    )
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router, responses=ERRORS)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from bond_core.errors import (
     AdapterError,
@@ -18,12 +20,21 @@ from bond_core.errors import (
     DeadlineError,
     EngineUnavailableError,
     InvalidRequestError,
+    OverloadedError,
     PromptTooLongError,
     ScoringError,
     StoreUnavailableError,
     UnknownCompletionError,
     UnknownModelError,
     UnknownVersionError,
+)
+from bond_server.access.bounded_body import TooDeepError
+from bond_server.access.failures import (
+    AccessError,
+    CsrfError,
+    InvalidKeyError,
+    LimitExceededError,
+    MissingScopeError,
 )
 from bond_server.context import CONTEXT_KEY
 from bond_server.schemas.completion import ErrorAnswer, ErrorBody
@@ -53,6 +64,15 @@ ERROR_TABLE: tuple[Mapped, ...] = (
         "invalid_request_error",
         "completion_not_found",
     ),
+    Mapped(InvalidKeyError, HTTPStatus.UNAUTHORIZED, "invalid_request_error", "invalid_api_key"),
+    Mapped(MissingScopeError, HTTPStatus.FORBIDDEN, "invalid_request_error", "missing_scope"),
+    Mapped(CsrfError, HTTPStatus.FORBIDDEN, "invalid_request_error", "csrf_token_missing"),
+    Mapped(
+        LimitExceededError,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+    ),
     Mapped(UnknownModelError, HTTPStatus.NOT_FOUND, "invalid_request_error", "model_not_found"),
     Mapped(
         PromptTooLongError,
@@ -71,6 +91,7 @@ ERROR_TABLE: tuple[Mapped, ...] = (
     Mapped(
         StoreUnavailableError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "store_unavailable"
     ),
+    Mapped(OverloadedError, HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_error", "queue_full"),
     Mapped(NotReadyError, HTTPStatus.SERVICE_UNAVAILABLE, "server_error", "not_ready"),
     Mapped(BondError, HTTPStatus.INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
 )
@@ -85,7 +106,13 @@ HTTP_CODES: Mapping[int, str] = {
 """Codes of errors that the framework raises."""
 
 INTERNAL_CODE = "internal_error"
+QUEUE_TIMEOUT_CODE = "queue_timeout"
+TOO_MANY_REQUESTS_CODE = "too_many_requests"
+SHUTTING_DOWN_CODE = "shutting_down"
 VALUE_CODE = "invalid_value"
+DEPTH_CODE = "body_too_deep"
+TOKEN_LIMIT_CODE = "token_limit_too_low"
+NO_KEYS_CODE = "no_keys"
 JSON_CODE = "invalid_json"
 BODY_CODE = "invalid_body"
 KEY_REUSED_CODE = "idempotency_key_reused"
@@ -98,7 +125,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_bond_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, BondError)
-        return _bond_error(request, error)
+        return bond_error(request.scope, error)
 
     async def on_validation_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -133,7 +160,7 @@ def _internal(request_id: str) -> ErrorBody:
 def error_event(request: Request, error: Exception) -> str:
     """The data of an event that ends a stream which had begun."""
     if isinstance(error, BondError):
-        body, _ = _told(request, error)
+        body, _ = _told(request.scope, error)
     else:
         request_id = request.scope[CONTEXT_KEY].request_id
         logger.exception("request %s failed in its stream", request_id, exc_info=error)
@@ -141,27 +168,66 @@ def error_event(request: Request, error: Exception) -> str:
     return json.dumps(ErrorAnswer(error=body).model_dump())
 
 
-def _bond_error(request: Request, error: BondError) -> Response:
-    body, status = _told(request, error)
-    return error_json(body, status)
+def overloaded(error: OverloadedError) -> Response:
+    """What a client gets that is to come back: 429 where the work is too much, 503 where the
+    requests themselves are."""
+    too_many = error.code == TOO_MANY_REQUESTS_CODE
+    status = HTTPStatus.SERVICE_UNAVAILABLE if too_many else HTTPStatus.TOO_MANY_REQUESTS
+    kind = "server_error" if too_many else "rate_limit_error"
+    body = ErrorBody(message=error.message, type=kind, param=None, code=error.code)
+    return error_json(body, status, retry_headers(error.retry_after_s))
 
 
-def _told(request: Request, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
+def retry_headers(seconds: float) -> dict[str, str]:
+    """When to come back, for clients that read whole seconds and for those that read more."""
+    milliseconds = math.ceil(seconds * 1000)
+    return {
+        "retry-after": str(max(1, math.ceil(milliseconds / 1000))),
+        "retry-after-ms": str(milliseconds),
+    }
+
+
+def shutting_down() -> Response:
+    """What a request gets that outlasts the grace of a shutdown."""
+    body = ErrorBody(
+        message="the gateway is shutting down and could not wait for this answer any longer "
+        "(server.shutdown_grace_s); send the request again",
+        type="server_error",
+        param=None,
+        code=SHUTTING_DOWN_CODE,
+    )
+    headers = {**retry_headers(1.0), "connection": "close"}
+    return error_json(body, HTTPStatus.SERVICE_UNAVAILABLE, headers)
+
+
+def bond_error(scope: Scope, error: BondError) -> Response:
+    """The answer that tells an error of ours."""
+    if isinstance(error, OverloadedError):
+        return overloaded(error)
+    body, status = _told(scope, error)
+    return error_json(body, status, error.headers if isinstance(error, AccessError) else None)
+
+
+def _told(scope: Scope, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
     row = next(row for row in ERROR_TABLE if isinstance(error, row.error))
     param = error.param if isinstance(error, InvalidRequestError) else None
-    code = error.code if isinstance(error, InvalidRequestError) and error.code else row.code
+    coded = isinstance(error, InvalidRequestError | OverloadedError)
+    code = error.code if coded and error.code else row.code
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s %s: %s", request.method, request.url.path, error.loggable)
+        logger.error("%s %s: %s", scope["method"], scope["path"], error.loggable)
     return ErrorBody(message=error.message, type=row.type, param=param, code=code), row.status
 
 
 def _http_exception(request: Request, error: HTTPException) -> Response:
     status = error.status_code
     message = str(error.detail)
-    if status == HTTPStatus.BAD_REQUEST:
+    code = HTTP_CODES.get(status)
+    if isinstance(error, TooDeepError):
+        code = DEPTH_CODE
+    elif status == HTTPStatus.BAD_REQUEST:
         message = (
-            "the body cannot be read as JSON: it is not UTF-8, nested too deeply, or has an "
-            "integer of thousands of digits"
+            "the body cannot be read as JSON: it is not UTF-8, or has an integer of thousands of "
+            "digits"
         )
     elif status == HTTPStatus.NOT_FOUND:
         message = f"there is no route {request.method} {request.url.path}"
@@ -169,7 +235,7 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
         allowed = (error.headers or {}).get("Allow", "another method")
         message = f"{request.url.path} does not take {request.method}; it takes {allowed}"
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    body = ErrorBody(message=message, type=kind, param=None, code=HTTP_CODES.get(status))
+    body = ErrorBody(message=message, type=kind, param=None, code=code)
     return error_json(body, status, error.headers)
 
 

@@ -10,7 +10,10 @@ from bond_core.config import BondConfig, FakeEngineConfig, ScorerConfig
 from bond_core.engines import Engine, build_engine
 from bond_core.rewards import Scorer, build_scorer
 from bond_core.store import Store, open_store
+from bond_server.access.binding import refuse_open
+from bond_server.access.gatekeeper import Gatekeeper, open_gatekeeper
 from bond_server.metrics import Metrics
+from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer, Judges
 from bond_server.services.arms import servable_arms
 from bond_server.services.background import Background
@@ -42,6 +45,7 @@ class Gateway:
     policies: PolicyRegistry
     models: Models
     generation: GenerationService
+    admission: Admission
     comparison: ComparisonService
     after_answer: AfterAnswer
     controller: Controller
@@ -49,6 +53,7 @@ class Gateway:
     stored: StoredService
     retention: Retention
     background: Background
+    gatekeeper: Gatekeeper
     started_at: float
     """Unix seconds."""
 
@@ -69,6 +74,9 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             exclusive_gateway=True,
         )
         stack.push_async_callback(store.close)
+        gatekeeper = await open_gatekeeper(store, config.access.refresh_s)
+        stack.push_async_callback(gatekeeper.close)
+        refuse_open(config, has_keys=gatekeeper.keyring.has_keys)
         engine = build_engine(config.engine, config.model, adapters_dir=config.adapters_dir)
         stack.push_async_callback(engine.close)
         await engine.start()
@@ -80,13 +88,15 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
         redactor = load_redactor(config.store.redact, config.store.redact_timeout_s)
         if redactor is not None:
             stack.push_async_callback(redactor.close)
-        gateway = _assemble(config, metrics, store, engine, judges, redactor)
+        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper, redactor)
         await gateway.controller.restore()
         stack.push_async_callback(gateway.controller.close)
         loops = [
             asyncio.create_task(gateway.controller.run(), name="controller"),
             asyncio.create_task(gateway.controller.sweep_forever(), name="sweep"),
             asyncio.create_task(gateway.after_answer.run(), name="after answer"),
+            asyncio.create_task(gatekeeper.keyring.run(), name="keys"),
+            asyncio.create_task(gatekeeper.limiter.run(), name="limits"),
             asyncio.create_task(gateway.idempotency.run(), name="idempotency"),
             asyncio.create_task(gateway.retention.run(), name="retention"),
         ]
@@ -113,8 +123,17 @@ def _assemble(
     store: Store,
     engine: Engine,
     judges: Judges,
+    gatekeeper: Gatekeeper,
     redactor: Redactor | None,
 ) -> Gateway:
+    metrics.model_info.labels(engine.info.base_model).set(1)
+    for role, upstream in (
+        ("engine", engine),
+        ("scorer", judges.scorer),
+        ("judge", judges.judge),
+        ("gold", judges.gold),
+    ):
+        metrics.upstreams.watch(role, upstream)
     background = Background()
     residents = (
         DEFAULT_RESIDENT_VERSIONS
@@ -126,6 +145,12 @@ def _assemble(
     after_answer = AfterAnswer(
         store.completions, engine, policies, judges, metrics, config.sampling.temperature
     )
+    admission = Admission(
+        config.admission.rows_at_once(config.engine),
+        config.admission.rows_waiting(config.engine),
+        config.admission.max_wait_s,
+        metrics,
+    )
     generation = GenerationService(
         engine,
         judges.scorer,
@@ -135,6 +160,7 @@ def _assemble(
         arms,
         metrics,
         background,
+        admission,
     )
     return Gateway(
         config=config,
@@ -145,6 +171,7 @@ def _assemble(
         policies=policies,
         models=Models(engine.info.base_model, policies, adapters=engine.info.adapters),
         generation=generation,
+        admission=admission,
         comparison=ComparisonService(generation, judges.scorer, store.completions, after_answer),
         after_answer=after_answer,
         controller=Controller(store, policies, after_answer, metrics, config.server.policy_poll_s),
@@ -156,5 +183,6 @@ def _assemble(
         stored=StoredService(store),
         retention=Retention(store, config.store.retention, metrics),
         background=background,
+        gatekeeper=gatekeeper,
         started_at=time.time(),
     )

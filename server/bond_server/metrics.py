@@ -1,6 +1,13 @@
 """Prometheus metrics of one gateway, in a registry of its own."""
 
+import time
+from collections.abc import Iterable, Mapping
+from typing import Protocol, runtime_checkable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from bond_core import __version__
 from bond_core.store.records import CompletionRecord
@@ -11,12 +18,58 @@ LATENCY_BUCKETS_S = (
 )  # fmt: skip
 """vLLM's buckets of its end-to-end request latency, so that the two can be laid side by side."""
 
+FIRST_TOKEN_BUCKETS_S = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+BETWEEN_TOKENS_BUCKETS_S = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+    40.0, 80.0,
+)  # fmt: skip
+TOKEN_BUCKETS = (
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000,
+)  # fmt: skip
+"""vLLM's 1-2-5 series; its own ends at the model's context."""
+N_BUCKETS = (1, 2, 5, 10, 20)
+"""All of the above are vLLM's."""
+
 SCORE_LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 OVERHEAD_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 REWARD_BUCKETS = (-20, -10, -7, -5, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 5, 7,
                   10, 20)  # fmt: skip
 """Raw scores have no scale of their own; these are dense where reward models put their logits."""
 LOG_RATIO_BUCKETS_NATS = (-20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 7, 10, 20, 50)
+
+
+@runtime_checkable
+class HasServers(Protocol):
+    """An engine or scorer that asks servers over HTTP."""
+
+    def servers(self) -> Mapping[str, bool]:
+        """Whether each server takes requests, by its base URL."""
+        ...
+
+
+class Upstreams(Collector):
+    """Which of the servers that answers depend on are up, asked for when the metrics are."""
+
+    def __init__(self) -> None:
+        self._sources: list[tuple[str, HasServers]] = []
+
+    def watch(self, role: str, source: object) -> None:
+        """Tell the servers of an engine or scorer from now on, if it has any."""
+        if isinstance(source, HasServers):
+            self._sources.append((role, source))
+
+    def collect(self) -> Iterable[Metric]:
+        """One sample per server."""
+        family = GaugeMetricFamily(
+            "bond_server_up", "1 while a server takes requests.", labels=("role", "server")
+        )
+        for role, source in self._sources:
+            for url, up in source.servers().items():
+                family.add_metric((role, url), float(up))
+        return (family,)
 
 
 class Metrics:
@@ -37,6 +90,9 @@ class Metrics:
         gauge("build_info", "The running version of bondserve.", "version").labels(__version__).set(
             1
         )
+        self.model_info = gauge("model_info", "1; the base model.", "model_name")
+        self.upstreams = Upstreams()
+        registry.register(self.upstreams)
         self.http_requests = counter(
             "http_requests_total", "HTTP requests by route and status.", "route", "method", "code"
         )
@@ -65,11 +121,50 @@ class Metrics:
             "degraded_total", "Answers that are not what their strategy promises.", "reason"
         )
         self.in_flight = gauge("in_flight_requests", "Requests being answered.")
+        self.running_rows = gauge("running_rows", "Candidates of the requests being answered.")
+        self.waiting_rows = gauge("waiting_rows", "Candidates of the requests that wait.")
+        self.waiting_requests = gauge("waiting_requests", "Requests that wait to be answered.")
+        self.admission_refused = counter(
+            "admission_refused_total", "Requests that were not begun, by reason.", "reason"
+        )
+        self.queue_time = histogram(
+            "request_queue_time_seconds",
+            "Waiting before the work on an answer began.",
+            LATENCY_BUCKETS_S,
+            "arm",
+        )
         self.latency = histogram(
             "request_latency_seconds",
             "Arrival to answer, without its commit.",
             LATENCY_BUCKETS_S,
             "arm",
+        )
+        self.first_token = histogram(
+            "time_to_first_token_seconds",
+            "Arrival to the first piece of a streamed answer.",
+            FIRST_TOKEN_BUCKETS_S,
+            "arm",
+        )
+        self.between_tokens = histogram(
+            "inter_token_latency_seconds",
+            "Between two pieces of a streamed answer.",
+            BETWEEN_TOKENS_BUCKETS_S,
+            "arm",
+        )
+        self.request_prompt_tokens = histogram(
+            "request_prompt_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS, "arm"
+        )
+        self.request_generation_tokens = histogram(
+            "request_generation_tokens",
+            "Tokens generated for a request, all candidates counted.",
+            TOKEN_BUCKETS,
+            "arm",
+        )
+        self.params_n = histogram(
+            "request_params_n", "Candidates drawn for a request.", N_BUCKETS, "arm"
+        )
+        self.params_max_tokens = histogram(
+            "request_params_max_tokens", "Longest answer asked for.", TOKEN_BUCKETS, "arm"
         )
         self.score_latency = histogram(
             "score_latency_seconds", "Scoring on the hot path.", SCORE_LATENCY_BUCKETS_S
@@ -111,10 +206,14 @@ class Metrics:
         """Count one answer whose row is committed."""
         arm = record.arm.value
         self.requests.labels(arm, record.status).inc()
-        self.prompt_tokens.labels(arm).inc(len(record.prompt_token_ids))
-        self.generation_tokens.labels(arm).inc(
-            sum(len(c.completion.token_ids) for c in record.candidates)
-        )
+        prompt_tokens = len(record.prompt_token_ids)
+        generated_tokens = sum(len(c.completion.token_ids) for c in record.candidates)
+        self.prompt_tokens.labels(arm).inc(prompt_tokens)
+        self.generation_tokens.labels(arm).inc(generated_tokens)
+        self.request_prompt_tokens.labels(arm).observe(prompt_tokens)
+        self.request_generation_tokens.labels(arm).observe(generated_tokens)
+        self.params_n.labels(arm).observe(record.best_of)
+        self.params_max_tokens.labels(arm).observe(record.params.max_tokens)
         for candidate in record.candidates:
             self.candidates.labels(arm, candidate.completion.finish_reason).inc()
         if record.degraded is not None:
@@ -122,8 +221,29 @@ class Metrics:
         if record.score is not None:
             self.reward.labels(arm).observe(record.score)
         self.latency.labels(arm).observe(record.latency_s)
+        self.queue_time.labels(arm).observe(record.queue_s)
         self.overhead.observe(max(overhead_s, 0.0))
+
+    def streaming(self, arm: str, arrived: float) -> "TokenTimes":
+        """Times the pieces of a streamed answer; `arrived` is of `time.perf_counter()`."""
+        return TokenTimes(self.first_token.labels(arm), self.between_tokens.labels(arm), arrived)
 
     def render(self) -> bytes:
         """The registry in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class TokenTimes:
+    """When the pieces of one streamed answer come."""
+
+    def __init__(self, first: Histogram, between: Histogram, arrived: float) -> None:
+        self._first = first
+        self._between = between
+        self._last = arrived
+        self._started = False
+
+    def piece(self) -> None:
+        """A piece is here."""
+        now = time.perf_counter()
+        (self._between if self._started else self._first).observe(now - self._last)
+        self._last, self._started = now, True

@@ -12,9 +12,6 @@ from bond_core.store.settlement import KeptAnswer
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 5.0
-"""Silence after which a comment is sent: proxies close connections that say nothing."""
-
 
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Proxies such as nginx would collect the events otherwise."""
@@ -32,6 +29,8 @@ class EventStream(Response):
     Until the first event or keep-alive nothing is sent, so that an error before it is an ordinary
     answer with its status; `told` turns a later one into the data of a last event, without
     `[DONE]`. A client that goes away cancels the events within the same turn of the loop.
+    After `keep_alive_s` silent seconds a comment is sent: proxies close connections that say
+    nothing.
     """
 
     media_type = "text/event-stream"
@@ -41,7 +40,7 @@ class EventStream(Response):
         events: AsyncGenerator[str],
         headers: Mapping[str, str],
         told: Callable[[Exception], str],
-        keep_alive_s: float = KEEP_ALIVE_S,
+        keep_alive_s: float,
     ) -> None:
         super().__init__(headers={**headers, **UNBUFFERED})
         del self.headers["content-length"]

@@ -5,10 +5,12 @@ import json
 import pytest
 
 from bond_client import (
+    BondAccessError,
     BondAPIError,
     BondInvalidRequestError,
     BondNotFoundError,
     BondProtocolError,
+    BondRateLimitError,
     BondUnavailableError,
     requests,
 )
@@ -149,8 +151,10 @@ def test_models_policies_and_training_are_parsed() -> None:
     ("status", "kind"),
     [
         (400, BondInvalidRequestError),
+        (401, BondAccessError),
+        (403, BondAccessError),
+        (429, BondRateLimitError),
         (404, BondNotFoundError),
-        (429, BondInvalidRequestError),
         (500, BondUnavailableError),
         (503, BondUnavailableError),
     ],

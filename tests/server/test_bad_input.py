@@ -122,7 +122,7 @@ NOT_JSON = [
     (b"[]", "invalid_body", "JSON object"),
     (b"null", "invalid_body", "JSON object"),
     (b'{"messages": "\xff"}', "invalid_body", "UTF-8"),
-    (b"[" * 100_000, "invalid_body", "nested too deeply"),
+    (b"[" * 100_000, "body_too_deep", "deeper than 32 levels"),
     (b'{"seed": ' + b"7" * 5000 + b"}", "invalid_body", "thousands of digits"),
 ]
 JSON = {"content-type": "application/json"}

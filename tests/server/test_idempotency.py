@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from api_keys import bearer, make_key
 from disconnecting import disconnecting_post
 from running_gateway import MakeConfig, Run, Running, row_id, scorer, settled
 
@@ -106,10 +107,11 @@ async def test_a_key_belongs_to_one_request_of_one_caller(
     run: Run, make_config: MakeConfig
 ) -> None:
     async with run(make_config()) as running:
-        first = await keyed(running)
-        other_body = await keyed(running, seed=1)
-        other_route = await keyed(running, "/v1/distilled")
-        other_caller = await keyed(running, seed=1, headers={"authorization": "Bearer other"})
+        ours, theirs = [bearer((await make_key(running, {"infer"}))[1]) for _ in range(2)]
+        first = await keyed(running, headers=ours)
+        other_body = await keyed(running, seed=1, headers=ours)
+        other_route = await keyed(running, "/v1/distilled", headers=ours)
+        other_caller = await keyed(running, seed=1, headers=theirs)
         rows = await running.gateway.store.completions.count()
     assert first.status_code == other_caller.status_code == 200
     assert "x-bond-replayed" not in other_caller.headers

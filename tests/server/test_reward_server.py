@@ -37,3 +37,23 @@ async def test_the_best_candidate_is_the_servers_and_an_outage_only_degrades(
             assert away.json()["choices"][0]["message"]["content"] == first
             await server.start()
             assert bond_of(await running.post("/v1/best-of-n", **asked))["degraded"] is None
+
+
+async def test_whether_the_server_is_up_is_a_metric(run: Run, make_config: MakeConfig) -> None:
+    async with running_server() as server:
+        section = {"type": "pooling", "url": server.url, "self_test": None}
+        async with run(make_config(scorer=section)) as running:
+
+            def up() -> float | None:
+                return running.gateway.metrics.registry.get_sample_value(
+                    "bond_server_up", {"role": "scorer", "server": server.url}
+                )
+
+            assert up() == 1
+            await server.stop()
+            await running.post("/v1/best-of-n")
+            await settled(running)
+            assert up() == 0
+            await server.start()
+            await running.post("/v1/best-of-n")
+            assert up() == 1

@@ -102,9 +102,15 @@ async def test_what_outlasts_the_grace_is_cancelled_and_recorded(
     config = write_config(tmp_path, rewards_file, delay_s=60.0, shutdown_grace_s=1.0)
     with gateway(config) as (process, url):
         started = time.monotonic()
-        await signalled_post(process, url)
+        response = await signalled_post(process, url)
         assert process.wait(10) == 0
         assert time.monotonic() - started < 6
+    assert response is not None
+    assert response.status_code == 503
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "shutting_down")
+    assert response.headers["retry-after"] == "1"
+    assert response.headers["x-request-id"]
     assert [status for _, status in rows(config)] == ["cancelled"]
 
 
@@ -160,6 +166,22 @@ def run_to_end(config: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+async def test_answers_do_not_wait_for_acknowledgements() -> None:
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def on_connection(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        end = writer.get_extra_info("socket")
+        accepted.set_result(end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with claim_socket("127.0.0.1", 0) as listener:
+        server = await asyncio.start_server(on_connection, sock=listener)
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await asyncio.wait_for(accepted, 10) == 1
+        writer.close()
+        server.close()
+
+
 def test_port_0_is_any_free_port() -> None:
     with claim_socket("127.0.0.1", 0) as first, claim_socket("127.0.0.1", 0) as second:
         ports = {first.getsockname()[1], second.getsockname()[1]}
@@ -181,3 +203,20 @@ def test_a_port_is_free_again_at_once() -> None:
 def test_a_host_that_does_not_resolve_is_told() -> None:
     with pytest.raises(ConfigError, match=r"server\.host 'no\.such\.host\.invalid'"):
         claim_socket("no.such.host.invalid", 0)
+
+
+async def test_sigterm_lets_streams_end(tmp_path: Path, rewards_file: Path) -> None:
+    config = write_config(tmp_path, rewards_file, delay_s=1.5)
+    with gateway(config) as (process, url):
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+            client.stream("POST", "/v1/distilled", json={**HI, "stream": True}) as response,
+        ):
+            lines = response.aiter_lines()
+            told = [await anext(lines)]
+            process.send_signal(signal.SIGTERM)
+            told += [line async for line in lines]
+        assert process.wait(10) == 0
+    assert response.status_code == 200
+    assert [line for line in told if line][-1] == "data: [DONE]"
+    assert [status for _, status in rows(config)] == ["ok"]

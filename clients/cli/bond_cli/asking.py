@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from bond_client import Client
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+API_KEY_VARIABLE = "BONDSERVE_API_KEY"
 
 Question = Annotated[str, typer.Argument(help="What the user says.")]
 Url = Annotated[str, typer.Option(help="URL of the gateway.", envvar="BONDSERVE_URL")]
 ApiKey = Annotated[
     str | None,
-    typer.Option(help="Key of the gateway.", envvar="BONDSERVE_API_KEY", show_envvar=True),
+    typer.Option(help="Key of the gateway.", envvar=API_KEY_VARIABLE, show_envvar=True),
 ]
 System = Annotated[str | None, typer.Option(help="A system message before the question.")]
 BestOfAsked = Annotated[int | None, typer.Option(help="N of Best-of-N.", show_default=False)]

@@ -10,6 +10,7 @@ from bond_cli.commands import (
     compare,
     demo,
     evaluate,
+    keys,
     policies,
     serve,
     train,
@@ -56,6 +57,7 @@ app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("choose-n")(choose_n.choose)
 app.add_typer(policies.app, name="policies")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

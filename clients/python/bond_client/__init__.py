@@ -22,12 +22,14 @@ from bond_client.answers import (
 )
 from bond_client.client import AsyncClient, Client
 from bond_client.errors import (
+    BondAccessError,
     BondAPIError,
     BondClientError,
     BondConnectionError,
     BondInvalidRequestError,
     BondNotFoundError,
     BondProtocolError,
+    BondRateLimitError,
     BondTimeoutError,
     BondUnavailableError,
 )
@@ -46,12 +48,14 @@ __all__ = [
     "ArmTraffic",
     "AsyncClient",
     "BondAPIError",
+    "BondAccessError",
     "BondAnswer",
     "BondClientError",
     "BondConnectionError",
     "BondInvalidRequestError",
     "BondNotFoundError",
     "BondProtocolError",
+    "BondRateLimitError",
     "BondTimeoutError",
     "BondUnavailableError",
     "Candidate",

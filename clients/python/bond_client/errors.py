@@ -6,8 +6,10 @@ BondClientError
 ├── BondProtocolError           an answer, but not one of bondserve's
 └── BondAPIError                an error answer; has status, type, param and code
     ├── BondInvalidRequestError     4xx: the request has to change
+    │   ├── BondAccessError         401, 403: no valid key, or one that may not do this
     │   └── BondNotFoundError       404: no such model, version or route
     └── BondUnavailableError        5xx: the same request may succeed later
+        └── BondRateLimitError      429: over a limit; the same request may succeed later
 """
 
 
@@ -65,6 +67,10 @@ class BondInvalidRequestError(BondAPIError):
     """The request is wrong; sending it again will not help."""
 
 
+class BondAccessError(BondInvalidRequestError):
+    """No valid key was sent, or one that may not do this."""
+
+
 class BondNotFoundError(BondInvalidRequestError):
     """No such model, policy version or route."""
 
@@ -73,8 +79,18 @@ class BondUnavailableError(BondAPIError):
     """The server cannot answer now; the same request may succeed later."""
 
 
+class BondRateLimitError(BondUnavailableError):
+    """The key has used what it may for now, or the server has too much to do."""
+
+
 def class_for(status: int) -> type[BondAPIError]:
     """The class of an error answer with this status."""
-    if status == 404:
-        return BondNotFoundError
+    by_status = {
+        401: BondAccessError,
+        403: BondAccessError,
+        404: BondNotFoundError,
+        429: BondRateLimitError,
+    }
+    if status in by_status:
+        return by_status[status]
     return BondUnavailableError if status >= 500 else BondInvalidRequestError

@@ -1,5 +1,7 @@
 """The configuration: closed, typed, one file for both processes."""
 
+from bond_core.config.access import AccessConfig
+from bond_core.config.admission import AdmissionConfig
 from bond_core.config.engine import (
     EngineConfig,
     FakeEngineConfig,
@@ -43,6 +45,8 @@ from bond_core.config.trainer import (
 )
 
 __all__ = [
+    "AccessConfig",
+    "AdmissionConfig",
     "ArmsConfig",
     "BondConfig",
     "ClassifierScorerConfig",

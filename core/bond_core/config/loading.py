@@ -15,6 +15,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from bond_core.config.access import AccessConfig
+from bond_core.config.admission import AdmissionConfig
 from bond_core.config.engine import EngineConfig, LocalEngineConfig, ModelConfig
 from bond_core.config.scorer import ScorerConfig
 from bond_core.config.serving import ArmsConfig, SamplingConfig, ServerConfig, StoreConfig
@@ -55,6 +57,8 @@ class BondConfig(BaseSettings):
     sampling: SamplingConfig = SamplingConfig()
     arms: ArmsConfig = ArmsConfig()
     server: ServerConfig = ServerConfig()
+    access: AccessConfig = AccessConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     store: StoreConfig = StoreConfig()
     trainer: TrainerConfig = TrainerConfig()
     data_dir: Path = Path("bond-data")

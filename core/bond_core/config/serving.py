@@ -72,7 +72,7 @@ class ServerConfig(Section):
     """The gateway's socket and what it keeps."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; loopback, because there are no keys yet."""
+    """Address to listen on; another than loopback needs API keys, or `access.allow_open`."""
     port: int = Field(default=8080, ge=0, le=65535)
     """0 takes a free port and prints it."""
     log_content: bool = True
@@ -81,10 +81,16 @@ class ServerConfig(Section):
     """What an absent `store` field means: whether the trainer may learn from the row."""
     policy_poll_s: float = Field(default=0.5, gt=0)
     """How often the gateway looks for a changed alias and for challengers."""
+    log_format: Literal["text", "json"] = "text"
+    """Of the gateway's log on stderr: lines for people, or one JSON object per line."""
+    access_log: bool = True
+    """Log one line per request: method, route, status, milliseconds, arm; never what it says."""
     idempotency_wait_s: float = Field(default=10.0, ge=0)
     """How long a request waits for one that runs under the same `Idempotency-Key`."""
     shutdown_grace_s: float = Field(default=10.0, ge=0)
     """How long running requests may take to end after SIGTERM."""
+    keep_alive_s: float = Field(default=5.0, gt=0)
+    """Silence of a stream after which a comment is sent, so that no proxy closes it."""
 
 
 class StoreConfig(Section):

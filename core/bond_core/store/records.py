@@ -51,6 +51,11 @@ class CompletionRecord:
     """Consent and content are there."""
     unit: str
     """What the assignment hashed (user or session), or the request's own id."""
+    key: str | None = None
+    """Id of the API key that asked; None while the deployment has none."""
+    keep_content: bool = True
+    """Whether the store may keep prompt and answers; decided before the row is written, and no
+    column of it."""
     prompt_token_ids: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     chosen: tuple[int, ...] = ()
@@ -88,6 +93,12 @@ class CompletionRecord:
         """Whether the first answer has no text that a scorer could read."""
         first = next((c.completion for c in self.candidates if c.index == self.chosen[0]), None)
         return first is not None and bool(first.tool_calls) and not first.text
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that the request took: the prompt once, and every candidate."""
+        drawn = sum(len(c.completion.token_ids) for c in self.candidates)
+        return len(self.prompt_token_ids) + drawn
 
     @property
     def chosen_tokens(self) -> int:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
 from bond_core.errors import ConfigError, StoreUnavailableError
+from bond_core.store.access import Access
 from bond_core.store.attempts import Attempts
 from bond_core.store.completions import Completions
 from bond_core.store.database import Database, Durability
@@ -15,6 +16,7 @@ from bond_core.store.deletions import Deletions
 from bond_core.store.evaluations import Evaluations
 from bond_core.store.gateway_lock import GatewayLock
 from bond_core.store.idempotency import IdempotencyKeys
+from bond_core.store.key_usage import KeyUsage
 from bond_core.store.leases import Leases
 from bond_core.store.migrate import MIGRATION_TIMEOUT_S, require_current, upgrade
 from bond_core.store.policies import Policies
@@ -33,11 +35,18 @@ class Store:
     evaluations: Evaluations
     training: Training
     leases: Leases
+    access: Access
+    key_usage: KeyUsage
     attempts: Attempts
     idempotency: IdempotencyKeys
     stored: StoredCompletions
     deletions: Deletions
     gateway_lock: GatewayLock | None = field(default=None)
+
+    @property
+    def takes_several_gateways(self) -> bool:
+        """Whether other gateways may serve from this store at the same time."""
+        return not isinstance(self.database, SQLiteDatabase)
 
     async def ping(self) -> None:
         """Raise `StoreUnavailableError` unless a transaction can be begun and committed now."""
@@ -93,6 +102,8 @@ async def open_store(
         evaluations=Evaluations(database),
         training=Training(database),
         leases=Leases(database, clock),
+        access=Access(database, clock),
+        key_usage=KeyUsage(database, clock),
         attempts=Attempts(database),
         idempotency=IdempotencyKeys(database, clock),
         stored=StoredCompletions(database),

@@ -98,6 +98,7 @@ completions = sa.Table(
     sa.Column("split", sa.Text, nullable=False),
     sa.Column("may_train", sa.Boolean, nullable=False),
     sa.Column("unit", PlainText, nullable=False),
+    sa.Column("key", sa.Text),
     sa.Column("chosen", Json, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("degraded", PlainText),

@@ -31,6 +31,7 @@ def answer_headers(answer: Answer) -> dict[str, str]:
         "x-bond-arm": record.arm.value,
         "x-bond-n": str(record.best_of),
         "x-bond-policy": record.version,
+        "x-bond-queue-ms": f"{timings.queue_ms:.3f}",
         "x-bond-commit-ms": f"{timings.commit_ms:.3f}",
         "x-bond-overhead-ms": f"{timings.overhead_ms:.3f}",
         "x-bond-generate-ms": f"{timings.generate_ms:.3f}",
@@ -97,6 +98,7 @@ def timings_view(answer: Answer) -> Timings:
     """Where the time went, in milliseconds."""
     record = answer.record
     return Timings(
+        queue_ms=record.queue_s * 1000,
         generate_ms=record.generate_s * 1000,
         score_ms=record.score_s * 1000,
         commit_ms=answer.commit_s * 1000,

@@ -1,5 +1,6 @@
 """Answers as `text_completion`, whole and in pieces."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,11 @@ from bond_server.services.generation import Answer, Begun
 
 
 class TextForm:
-    """The completions dialect. One per request: it counts characters as they go out."""
+    """The completions dialect. One per request: it counts each choice's characters."""
 
     def __init__(self, *, return_candidates: bool) -> None:
         self._return_candidates = return_candidates
-        self._sent = 0
+        self._sent: Counter[int] = Counter()
 
     def whole(self, answer: Answer) -> TextCompletion:
         """The answer in one piece."""
@@ -49,8 +50,8 @@ class TextForm:
         """A choice with what is new; None if nothing is."""
         if not (delta.text or delta.details):
             return None
-        logprobs = _logprobs(delta.details, self._sent)
-        self._sent += len(delta.text)
+        logprobs = _logprobs(delta.details, self._sent[index])
+        self._sent[index] += len(delta.text)
         return {
             "index": index,
             "text": delta.text,

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from bond_core.store.records import Origin
 from bond_core.store.settlement import KeptAnswer
 from bond_core.types import TextDelta
+from bond_server.access.bounded_body import refuse_too_many
 from bond_server.context import RequestContext
 from bond_server.errors import error_event
 from bond_server.forms.answer import answer_headers, plan_headers
@@ -46,6 +47,8 @@ def make_ask(
     requested_model: str,
 ) -> Ask:
     """The ask of a body; `n` and `best_of` are the caller's to add."""
+    if isinstance(body, ConversationBody):
+        refuse_too_many(len(body.messages), gateway.config.access)
     params = body.to_params(gateway.config.sampling.params())
     sent = body.model_extra
     if sent:
@@ -93,7 +96,7 @@ async def respond(
     )
 
     async def answered(claim: Claim | None) -> Response:
-        begun = gateway.generation.begin(replace(ask, claim=claim))
+        begun = await gateway.generation.begin(replace(ask, claim=claim))
         if body.stream:
             return _stream(body, request, gateway, begun)
         return await _whole(body, request, gateway, begun)
@@ -135,7 +138,12 @@ def _stream(
     parts, claim = gateway.generation.stream(begun), begun.ask.claim
     if claim is not None:
         parts = kept_parts(parts, claim, lambda again: transcript(told(again), plan_headers(begun)))
-    return EventStream(told(parts), plan_headers(begun), partial(error_event, request))
+    return EventStream(
+        told(parts),
+        plan_headers(begun),
+        partial(error_event, request),
+        gateway.config.server.keep_alive_s,
+    )
 
 
 async def _unit_of_earlier_attempt(ask: Ask, origin: Origin, gateway: Gateway) -> str:

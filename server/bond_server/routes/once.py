@@ -19,6 +19,7 @@ from bond_core.errors import InvalidRequestError
 from bond_core.store.records import Origin
 from bond_core.store.settlement import KeptAnswer
 from bond_core.types import TextDelta
+from bond_server.context import CONTEXT_KEY, RequestContext
 from bond_server.errors import (
     ANSWER_NOT_KEPT_CODE,
     KEY_IN_FLIGHT_CODE,
@@ -100,8 +101,9 @@ async def origin_of(body: SamplingBody, request: Request, unit_header: str) -> O
 
 
 def caller_of(request: Request) -> str:
-    """Whose keys these are: the credential that the request came with, if any."""
-    return request.headers.get("authorization", "")
+    """Whose keys these are: the API key that the request came by, if the gateway has any."""
+    context: RequestContext = request.scope[CONTEXT_KEY]
+    return context.caller.key_id or ""
 
 
 def parse_key(given: str) -> str:

@@ -99,6 +99,8 @@ class CandidateView(BaseModel):
 class Timings(BaseModel):
     """Milliseconds."""
 
+    queue_ms: float
+    """Waiting before the work began."""
     generate_ms: float
     score_ms: float
     commit_ms: float

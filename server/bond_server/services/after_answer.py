@@ -169,7 +169,9 @@ class AfterAnswer:
                 alone = [await self._ask(step, scorer, [row]) for row in rows]
                 return {id_: value for found in alone for id_, value in found.items()}
             self._metrics.follow_up_failures.labels(step).inc()
-            logger.warning("%s of answer %s: %s", step, rows[0].id, error.loggable)
+            logger.warning(
+                "answers have no %s: %s", step, error.loggable, extra={"fields": {"id": rows[0].id}}
+            )
             return {}
         return {row.id: value for row, value in zip(rows, values, strict=True)}
 
@@ -194,7 +196,9 @@ class AfterAnswer:
             )
         except BondError as error:
             self._metrics.follow_up_failures.labels("log_ratio").inc()
-            logger.warning("log-ratio of answer %s: %s", row.id, error.loggable)
+            logger.warning(
+                "answers have no log-ratio: %s", error.loggable, extra={"fields": {"id": row.id}}
+            )
             return None
         ratio = sum(policy) - sum(reference)
         return ratio if math.isfinite(ratio) else None

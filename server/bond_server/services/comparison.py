@@ -54,7 +54,7 @@ class ComparisonService:
         for ask in asks:
             context = replace(ask.context, started=time.perf_counter())
             try:
-                begun = self._generation.begin(replace(ask, context=context))
+                begun = await self._generation.begin(replace(ask, context=context))
                 answers.append(await self._generation.answer(begun, follow_up=False))
             except Exception as error:
                 failures.append(error)

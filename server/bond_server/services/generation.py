@@ -15,6 +15,7 @@ from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
 from bond_server.metrics import Metrics
+from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer
 from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
@@ -24,9 +25,8 @@ from bond_server.services.drawing import Drawn, Work, draw_all, draw_until
 from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
+from bond_server.services.scoring_time import ScoringTime
 
-SCORE_TIME_WEIGHT = 0.2
-"""Of the newest scoring in their moving average."""
 NOTE_NOTHING_PROMOTED = "no version has been promoted yet: distilled is the reference"
 
 
@@ -70,7 +70,9 @@ class GenerationService:
         arms: ArmsConfig,
         metrics: Metrics,
         background: Background,
+        admission: Admission,
     ) -> None:
+        self._admission = admission
         self._background = background
         self._engine = engine
         self._scorer = scorer
@@ -78,8 +80,7 @@ class GenerationService:
         self._recording = recording
         self._after_answer = after_answer
         self._arms = arms
-        self._score_s = 0.0
-        """What scoring takes lately: drawing leaves so much of a deadline."""
+        self._scoring_time = ScoringTime()
         self._metrics = metrics
 
     def plan(self, ask: Ask) -> Plan:
@@ -89,21 +90,26 @@ class GenerationService:
             refuse_distilled(self._engine.info)
         return plan
 
-    def begin(self, ask: Ask) -> Begun:
-        """Plan a request and name its row. Raises `InvalidRequestError`."""
+    async def begin(self, ask: Ask) -> Begun:
+        """Plan a request, name its row, and set its tokens aside from what its key may use.
+
+        Raises `InvalidRequestError`, and the error of a limit that is reached.
+        """
         plan = self.plan(ask)
+        await ask.context.meter.reserve(ask.messages, ask.params.max_tokens, plan.best_of)
         return Begun(ask, plan, self._recording.draft(ask, plan))
 
     async def answer(self, begun: Begun, *, follow_up: bool = True) -> Answer:
         """Answer one request; its row is committed when this returns.
 
-        Raises `InvalidRequestError`, `EngineUnavailableError`, `DeadlineError` or
-        `StoreUnavailableError`. With `follow_up` false the caller judges single samples itself.
+        Raises `InvalidRequestError`, `OverloadedError`, `EngineUnavailableError`, `DeadlineError`
+        or `StoreUnavailableError`. With `follow_up` false the caller judges single samples itself.
         """
-        async with self._accounted(begun):
-            drawn = await self._draw(begun)
-            selection = await self._choose(begun, drawn)
-        return await self._finish(begun, drawn, selection, follow_up)
+        async with self._admitted(begun) as admitted:
+            async with self._accounted(admitted):
+                drawn = await self._draw(admitted)
+                selection = await self._choose(admitted, drawn)
+            return await self._finish(admitted, drawn, selection, follow_up)
 
     async def stream(self, begun: Begun) -> AsyncGenerator[TextDelta | Answer]:
         """The pieces of a single sample as they are drawn, then the answer, whose row is committed
@@ -115,22 +121,34 @@ class GenerationService:
         if not plan.streams:
             yield await self.answer(begun)
             return
-        async with self._accounted(begun):
-            async with self._policies.using(plan.version):
-                started = time.perf_counter()
-                deltas = self._engine.stream(plan.version, ask.messages, ask.params)
-                completed: TextDelta | None = None
-                async with contextlib.aclosing(cast(AsyncGenerator[TextDelta], deltas)) as pieces:
-                    async for piece in pieces:
-                        if piece.completion is not None:
-                            completed = piece
-                        yield piece
-                generate_s = time.perf_counter() - started
-            if completed is None or completed.completion is None:
-                raise EngineUnavailableError("the engine ended a stream without its answer")
-            generation = Generation(completed.prompt_token_ids, (completed.completion,))
-            drawn = Drawn(generation, (0,), generate_s)
-        yield await self._finish(begun, drawn, unranked(drawn, 1), follow_up=True)
+        async with self._admitted(begun) as admitted:
+            async with self._accounted(admitted):
+                async with self._policies.using(plan.version):
+                    started = time.perf_counter()
+                    deltas = self._engine.stream(plan.version, ask.messages, ask.params)
+                    completed: TextDelta | None = None
+                    told = self._metrics.streaming(plan.arm.value, ask.context.started)
+                    async with contextlib.aclosing(
+                        cast(AsyncGenerator[TextDelta], deltas)
+                    ) as pieces:
+                        async for piece in pieces:
+                            told.piece()
+                            if piece.completion is not None:
+                                completed = piece
+                            yield piece
+                    generate_s = time.perf_counter() - started
+                if completed is None or completed.completion is None:
+                    raise EngineUnavailableError("the engine ended a stream without its answer")
+                generation = Generation(completed.prompt_token_ids, (completed.completion,))
+                drawn = Drawn(generation, (0,), generate_s)
+            yield await self._finish(admitted, drawn, unranked(drawn, 1), follow_up=True)
+
+    @asynccontextmanager
+    async def _admitted(self, begun: Begun) -> AsyncGenerator[Begun]:
+        """Hold the places of a request's candidates, its row's commit included; the row says how
+        long it waited for them."""
+        async with self._admission.admitted(begun.plan.best_of) as queue_s:
+            yield replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
 
     async def _finish(
         self, begun: Begun, drawn: Drawn, selection: Selection, follow_up: bool
@@ -158,8 +176,10 @@ class GenerationService:
         except BaseException:
             self._after_answer.forget(record.id)
             raise
+        begun.ask.context.meter.spend(record.total_tokens)
         now = time.perf_counter()
-        overhead_s = now - begun.ask.context.started - record.generate_s - record.score_s
+        outside_s = record.queue_s + record.generate_s + record.score_s
+        overhead_s = now - begun.ask.context.started - outside_s
         self._metrics.answered(record, overhead_s)
         if follow_up:
             self._after_answer.submit(record)
@@ -173,7 +193,8 @@ class GenerationService:
             if (remaining_s := self._remaining_s(begun)) is None:
                 drawn = await draw_all(self._engine, work)
             else:
-                drawn = await draw_until(self._engine, work, remaining_s - self._score_s)
+                within_s = remaining_s - self._scoring_time.set_aside_s(remaining_s)
+                drawn = await draw_until(self._engine, work, within_s)
             return replace(drawn, generate_s=time.perf_counter() - started)
 
     async def _choose(self, begun: Begun, drawn: Drawn) -> Selection:
@@ -184,7 +205,7 @@ class GenerationService:
             self._scorer, ask.messages, drawn, plan.n, within_s=self._remaining_s(begun)
         )
         self._metrics.score_latency.observe(selection.score_s)
-        self._score_s += SCORE_TIME_WEIGHT * (selection.score_s - self._score_s)
+        self._scoring_time.observe(selection.score_s)
         return selection
 
     def _remaining_s(self, begun: Begun) -> float | None:

@@ -41,7 +41,10 @@ class Recording:
 
     def draft(self, ask: Ask, plan: Plan) -> CompletionRecord:
         """The row of a request that has just been planned."""
-        consent = self._train_by_default if ask.may_store is None else ask.may_store
+        caller = ask.context.caller
+        keep = _given(caller.log_content, self._keep_content)
+        default = _given(caller.may_train, self._train_by_default)
+        consent = _given(ask.may_store, default) and caller.may_train is not False
         return CompletionRecord(
             id=uuid7(),
             created_at=ask.context.arrived_at,
@@ -56,11 +59,13 @@ class Recording:
             standard_sampling=raw_prompt(ask.messages) is None
             and ask.params.same_distribution(self._standard),
             split=split_of(ask.messages),
-            may_train=consent and self._keep_content,
+            may_train=consent and keep,
             unit=ask.unit,
+            key=caller.key_id,
+            keep_content=keep,
             origin=ask.origin,
             system_fingerprint=fingerprint_of(plan.version),
-            stored=consent and self._keep_content and raw_prompt(ask.messages) is None,
+            stored=consent and keep and raw_prompt(ask.messages) is None,
         )
 
     async def commit(self, record: CompletionRecord, settlement: Settlement | None = None) -> None:
@@ -80,7 +85,7 @@ class Recording:
 
     async def _kept(self, record: CompletionRecord) -> CompletionRecord:
         """What of the record is stored: all of it, with other words, or without content."""
-        if not self._keep_content:
+        if not record.keep_content:
             return without_content(record)
         if self._redactor is None:
             return record
@@ -130,8 +135,12 @@ class Recording:
         self._metrics.requests.labels(row.arm.value, row.status).inc()
 
 
+def _given(value: bool | None, default: bool) -> bool:
+    return default if value is None else value
+
+
 def without_content(record: CompletionRecord) -> CompletionRecord:
-    """The row with its numbers alone: no messages, no text, and no tokens to rebuild it from.
+    """The row with its numbers alone: nobody's words, and no tokens to rebuild them from.
 
     Token ids are replaced by zeros, one for each, because how many they were is a number.
     """
@@ -141,6 +150,9 @@ def without_content(record: CompletionRecord) -> CompletionRecord:
             replace(
                 candidate.completion,
                 text="",
+                details=(),
+                tool_calls=(),
+                reasoning="",
                 token_ids=(0,) * len(candidate.completion.token_ids),
             ),
             candidate.score,
@@ -150,6 +162,7 @@ def without_content(record: CompletionRecord) -> CompletionRecord:
     return replace(
         record,
         messages=(),
+        params=replace(record.params, stop=(), further={}),  # tools and formats are words too
         candidates=candidates,
         prompt_token_ids=(0,) * len(record.prompt_token_ids),
         may_train=False,

@@ -56,4 +56,6 @@ def serve(
         )
     with needs("server,local", "serve"):
         from bond_server import serve as run_gateway
+        from bond_server.logs import configure
+    configure(resolved.server.log_format)
     run_gateway(resolved)

@@ -1,11 +1,13 @@
 """`bond up`: gateway and trainer together, supervised."""
 
 import asyncio
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bond_cli.asking import API_KEY_VARIABLE
 from bond_cli.claim import claimed
 from bond_cli.failure import CommandError, explains_failures
 from bond_cli.foreground import print_line, stop_on_signals
@@ -107,12 +109,15 @@ async def _seed(config: "BondConfig") -> None:
 
 async def _announce(config: "BondConfig") -> None:
     from bond_cli.ready import base_url, until_ready
-    from bond_client import AsyncClient
+    from bond_client import AsyncClient, BondAccessError
 
     url = base_url(config.server.host, config.server.port)
     await until_ready(url)
-    async with AsyncClient(url) as client:
-        names = [model.id for model in await client.models()]
+    async with AsyncClient(url, api_key=os.environ.get(API_KEY_VARIABLE)) as client:
+        try:
+            names = [model.id for model in await client.models()]
+        except BondAccessError:  # the gateway has keys, and we have none: it answers all the same
+            names = [config.model.served_name]
     name = config.model.served_name
     lines = [
         "",

@@ -84,7 +84,7 @@ class StreamedAnswer:
                 self._parts.add(choice, choice.get("delta"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(error) from error
-        if not (fresh.text or fresh.tool_calls or fresh.reasoning):
+        if not (fresh.text or fresh.tool_calls or fresh.reasoning or fresh.details):
             return None
         return TextDelta(
             fresh.text,
@@ -175,11 +175,11 @@ class _Parts:
             entries: Sequence[JsonObject] = logprobs["content"] or ()
             self.logprobs += [float(entry["logprob"]) for entry in entries]
             if self.params.top_logprobs is not None:
-                self.details += map(_chat_detail, entries)
-        else:
-            self.logprobs += map(float, logprobs.get("token_logprobs") or ())
+                self.details += [_chat_detail(e, self.params.top_logprobs) for e in entries]
+        elif logprobs:
+            self.logprobs += map(float, logprobs["token_logprobs"])
             if self.params.top_logprobs is not None:
-                self.details += _text_details(logprobs)
+                self.details += _text_details(logprobs, self.params.top_logprobs)
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
     def completion(self) -> Completion:
@@ -204,16 +204,13 @@ class _Parts:
         )
 
 
-def _chat_detail(entry: JsonObject) -> TokenDetail:
+def _chat_detail(entry: JsonObject, count: int) -> TokenDetail:
     others: Sequence[JsonObject] = entry.get("top_logprobs") or ()
-    return TokenDetail(
-        str(entry["token"]),
-        float(entry["logprob"]),
-        tuple(Alternative(str(other["token"]), float(other["logprob"])) for other in others),
-    )
+    told = [(str(other["token"]), float(other["logprob"])) for other in others]
+    return TokenDetail(str(entry["token"]), float(entry["logprob"]), _likeliest(told, count))
 
 
-def _text_details(logprobs: JsonObject) -> list[TokenDetail]:
+def _text_details(logprobs: JsonObject, count: int) -> list[TokenDetail]:
     """Of the form of the route for raw text, which has a list per quantity."""
     tokens: Sequence[str] = logprobs["tokens"]
     values: Sequence[float] = logprobs["token_logprobs"]
@@ -221,9 +218,15 @@ def _text_details(logprobs: JsonObject) -> list[TokenDetail]:
         tokens
     )
     return [
-        TokenDetail(token, float(value), tuple(Alternative(*item) for item in (top or {}).items()))
+        TokenDetail(token, float(value), _likeliest(list((top or {}).items()), count))
         for token, value, top in zip(tokens, values, tops, strict=True)
     ]
+
+
+def _likeliest(told: Sequence[tuple[str, float]], count: int) -> tuple[Alternative, ...]:
+    """vLLM tells the drawn token first, and beside those that were asked for."""
+    order = sorted(told, key=lambda item: -item[1])
+    return tuple(Alternative(token, logprob) for token, logprob in order[:count])
 
 
 def _whole_calls(pieces: Sequence[JsonObject]) -> tuple[ToolCall, ...]:

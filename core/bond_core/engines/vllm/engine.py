@@ -241,6 +241,10 @@ class VllmEngine:
         """Whether any server takes requests."""
         return self._fleet is not None and any(r.ready for r in self._fleet.replicas)
 
+    def servers(self) -> dict[str, bool]:
+        """Whether each server takes requests, by its base URL."""
+        return {} if self._fleet is None else {r.url: r.ready for r in self._fleet.replicas}
+
     async def close(self) -> None:
         """Close the connections; running requests fail. The servers go on."""
         fleet, self._fleet = self._fleet, None

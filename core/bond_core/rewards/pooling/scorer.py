@@ -65,6 +65,11 @@ class PoolingScorer:
         inputs = await self._running().rendering.inputs(prompts, completions)
         return await self._running().scores(inputs)  # still running: rendering takes its time
 
+    def servers(self) -> dict[str, bool]:
+        """Whether the server answered when it was last asked, by its base URL."""
+        connected = self._connected
+        return {} if connected is None else {connected.server.url: connected.server.answers}
+
     async def close(self) -> None:
         """End the connections; requests under way fail."""
         connected, self._connected = self._connected, None

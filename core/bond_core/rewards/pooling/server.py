@@ -35,6 +35,8 @@ class PoolingServer:
     def __init__(self, config: PoolingScorerConfig) -> None:
         self.url = config.url
         self._timeout_s = config.timeout_s
+        self.answers = True
+        """Whether it answered when it was last asked, and not by a failure of its own."""
         headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
         self._session = aiohttp.ClientSession(
             # The scorer bounds how much is asked at once; waiting for a place here would count
@@ -120,6 +122,15 @@ class PoolingServer:
         Scoring changes nothing at the server, so a request whose connection failed before an
         answer began is sent once more: the connection may have been an old one.
         """
+        try:
+            answer = await self._answered(method, path, body)
+        except ScorerUnavailableError:
+            self.answers = False
+            raise
+        self.answers = answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        return answer
+
+    async def _answered(self, method: str, path: str, body: Mapping[str, Any] | None) -> Answer:
         try:
             return await self._once(method, path, body)
         except _NotAnsweredError:

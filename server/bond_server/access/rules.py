@@ -1,0 +1,89 @@
+"""Which scope each route needs: the one table, and closed where it says nothing."""
+
+from dataclasses import dataclass
+
+from starlette.routing import compile_path
+
+from bond_core.store import ALL_SCOPES, Scope
+
+OPEN: frozenset[Scope] = frozenset()
+INFER = frozenset({Scope.INFER})
+READ = frozenset({Scope.READ})
+ADMIN = frozenset({Scope.ADMIN})
+INFER_OR_READ = INFER | READ
+
+RULES: dict[tuple[str, str], frozenset[Scope]] = {
+    ("POST", "/v1/chat/completions"): INFER,
+    ("POST", "/v1/completions"): INFER,
+    ("POST", "/v1/best-of-n"): INFER,
+    ("POST", "/v1/distilled"): INFER,
+    ("POST", "/v1/compare"): INFER,
+    ("GET", "/v1/models"): INFER_OR_READ,
+    ("GET", "/v1/models/{model_id:path}"): INFER_OR_READ,
+    ("GET", "/v1/policies"): READ,
+    ("GET", "/v1/policies/{version}"): READ,
+    ("GET", "/v1/training"): READ,
+    ("GET", "/v1/chat/completions"): READ,
+    ("GET", "/v1/chat/completions/{completion_id}"): READ,
+    ("GET", "/v1/chat/completions/{completion_id}/messages"): READ,
+    ("POST", "/v1/chat/completions/{completion_id}"): ADMIN,
+    ("DELETE", "/v1/chat/completions/{completion_id}"): ADMIN,
+    ("GET", "/v1/export"): READ,
+    ("DELETE", "/v1/users/{user:path}/completions"): ADMIN,
+    ("GET", "/v1/deletions"): READ,
+    ("GET", "/metrics"): READ,
+    ("POST", "/v1/session"): ALL_SCOPES,
+    ("GET", "/v1/session"): ALL_SCOPES,
+    ("DELETE", "/v1/session"): ALL_SCOPES,
+    ("GET", "/openapi.json"): ALL_SCOPES,
+    ("HEAD", "/openapi.json"): ALL_SCOPES,
+    ("GET", "/healthz"): OPEN,
+    ("GET", "/readyz"): OPEN,
+}
+"""Method and path, as its route declares it, to the scopes of which a key needs one.
+
+`OPEN` needs no key. What no row names needs a key of any scope.
+"""
+
+
+PATH_KEY = "bond.path"
+"""Where the scope of a request that is not let in has the path of its route, for the metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one request needs."""
+
+    path: str
+    """As the route declares it."""
+    any_of: frozenset[Scope]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no key is needed."""
+        return not self.any_of
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the request counts against the limits of its key: it asks for an answer."""
+        return self.any_of == INFER
+
+
+_UNNAMED = Rule("unmatched", ALL_SCOPES)
+_EXACT = {key: Rule(key[1], scopes) for key, scopes in RULES.items() if "{" not in key[1]}
+_PATTERNS = [
+    (method, compile_path(path)[0], Rule(path, scopes))
+    for (method, path), scopes in RULES.items()
+    if "{" in path
+]
+
+
+def rule_of(method: str, path: str) -> Rule:
+    """What a request for a path needs, by the same patterns as the router's."""
+    exact = _EXACT.get((method, path))
+    if exact is not None:
+        return exact
+    for of_method, pattern, rule in _PATTERNS:
+        if of_method == method and pattern.match(path):
+            return rule
+    return _UNNAMED

@@ -1,0 +1,168 @@
+"""Admission before work: so many rows at once, a short queue behind them, and no for the rest.
+
+The unit is the row, one candidate that is drawn: a Best-of-8 takes eight of the engine's places and
+eight shares of its memory, where a distilled answer takes one. Whether the queue is full does not
+depend on who asks: were a Best-of-N refused where a single sample is not, overload would choose
+what the arms are measured on.
+"""
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from bond_core.errors import OverloadedError
+from bond_server.metrics import Metrics
+
+QUEUE_FULL = "queue_full"
+QUEUE_TIMEOUT = "queue_timeout"
+LEFT = "left"
+"""The client went away while it waited."""
+LEAST_RETRY_S = 0.1
+LONGEST_RETRY_S = 60.0
+_SMOOTHING = 0.05
+"""Weight of the newest request in the mean time that a place is held."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    rows: int
+    place: asyncio.Future[None]
+
+
+class Admission:
+    """The gateway's places, counted in rows, and the queue for them, first come first served."""
+
+    def __init__(
+        self, max_rows: int, max_waiting_rows: int, max_wait_s: float, metrics: Metrics
+    ) -> None:
+        self._max_rows = max_rows
+        self._max_waiting_rows = max_waiting_rows
+        self._max_wait_s = max_wait_s
+        self._metrics = metrics
+        self._queue: deque[_Waiting] = deque()
+        self._running_rows = 0
+        self._waiting_rows = 0
+        self._held_s = 1.0
+        self._ended = 0
+
+    @property
+    def running_rows(self) -> int:
+        """Rows that have a place."""
+        return self._running_rows
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows of requests in the queue."""
+        return self._waiting_rows
+
+    @asynccontextmanager
+    async def admitted(self, rows: int) -> AsyncGenerator[float]:
+        """Hold places for a request of so many rows; gives the seconds that it waited for them.
+
+        Raises `OverloadedError` at once if the queue is full, or after the longest wait. A request
+        that is cancelled leaves the queue, or gives its places back, at once. One of more rows than
+        there are places takes them all.
+        """
+        cost = min(rows, self._max_rows)
+        queue_s = 0.0
+        if self._queue or self._running_rows + cost > self._max_rows:
+            arrived = time.perf_counter()
+            await self._wait(cost)
+            queue_s = time.perf_counter() - arrived
+        else:
+            self._take(cost)
+        started = time.perf_counter()
+        try:
+            yield queue_s
+        finally:
+            self._ended += 1
+            weight = max(_SMOOTHING, 1 / self._ended)
+            self._held_s += weight * (time.perf_counter() - started - self._held_s)
+            self._give_back(cost)
+
+    def refusal(self) -> OverloadedError | None:
+        """What a request gets that comes now, if the queue is full; counts it as refused."""
+        free = not self._queue and self._running_rows < self._max_rows
+        return None if free or not self._is_full else self._refused_by_queue()
+
+    @property
+    def _is_full(self) -> bool:
+        return self._waiting_rows >= self._max_waiting_rows
+
+    async def _wait(self, cost: int) -> None:
+        if self._is_full:
+            raise self._refused_by_queue()
+        waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._count_waiting(cost)
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                await waiting.place
+        except BaseException as error:
+            self._leave(waiting)
+            if isinstance(error, TimeoutError):
+                raise self._refused(
+                    QUEUE_TIMEOUT,
+                    f"the gateway is busy: no place came free within {self._max_wait_s:g} s "
+                    "(admission.max_wait_s)",
+                ) from None
+            self._metrics.admission_refused.labels(LEFT).inc()
+            raise
+
+    def _leave(self, waiting: _Waiting) -> None:
+        if waiting.place.done() and not waiting.place.cancelled():
+            self._give_back(waiting.rows)  # it was given a place as it left
+            return
+        if waiting in self._queue:
+            self._queue.remove(waiting)
+            self._count_waiting(-waiting.rows)
+        self._fill()  # smaller ones behind it may fit
+
+    def _take(self, cost: int) -> None:
+        self._running_rows += cost
+        self._metrics.running_rows.set(self._running_rows)
+
+    def _give_back(self, cost: int) -> None:
+        self._take(-cost)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Give the free places to the first in the queue; none overtakes."""
+        while self._queue:
+            waiting = self._queue[0]
+            gone = waiting.place.cancelled()
+            if not gone and self._running_rows + waiting.rows > self._max_rows:
+                return
+            self._queue.popleft()
+            self._count_waiting(-waiting.rows)
+            if not gone:
+                self._take(waiting.rows)
+                waiting.place.set_result(None)
+
+    def _count_waiting(self, rows: int) -> None:
+        self._waiting_rows += rows
+        self._metrics.waiting_rows.set(self._waiting_rows)
+        self._metrics.waiting_requests.set(len(self._queue))
+
+    def _refused_by_queue(self) -> OverloadedError:
+        return self._refused(
+            QUEUE_FULL,
+            f"the gateway is busy: {self._running_rows} candidates are in the making and "
+            f"{self._waiting_rows} wait",
+        )
+
+    def _refused(self, reason: str, why: str) -> OverloadedError:
+        self._metrics.admission_refused.labels(reason).inc()
+        # the time in which the queue empties, and up to as much again so that those who were
+        # refused together do not come back together
+        empties_s = self._held_s * (1 + self._waiting_rows) / self._max_rows
+        retry_s = empties_s * (1 + random.random())
+        retry_s = math.ceil(1000 * min(max(retry_s, LEAST_RETRY_S), LONGEST_RETRY_S)) / 1000
+        return OverloadedError(
+            f"{why}; come back in {retry_s:.1f} s", code=reason, retry_after_s=retry_s
+        )

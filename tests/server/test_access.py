@@ -1,0 +1,334 @@
+"""Who is let in: keys, scopes, and a table that names every route."""
+
+import re
+import time
+from typing import Any
+
+import httpx
+import pytest
+from api_keys import bearer, make_key
+from running_gateway import MODEL, MakeConfig, Run, Running, eventually
+
+from bond_core.errors import StoreUnavailableError
+from bond_core.store import Scope
+from bond_server.access import keyring
+from bond_server.access.rules import INFER, OPEN, RULES, rule_of
+from bond_server.app import ROUTERS, create_app
+
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert "x-request-id" in response.headers
+    return response.json()["error"]
+
+
+def routes_of(make_config: MakeConfig) -> set[tuple[str, str]]:
+    declared = {
+        (method, route.path)  # type: ignore[attr-defined]
+        for router in ROUTERS
+        for route in router.routes
+        for method in route.methods  # type: ignore[attr-defined]
+    }
+    app = create_app(make_config())
+    described = {
+        (method.upper(), path) for path, ways in app.openapi()["paths"].items() for method in ways
+    }
+    plain = {
+        (method, path)
+        for route in app.routes
+        if (path := getattr(route, "path", None)) is not None
+        for method in getattr(route, "methods", None) or ()
+    }
+    return declared | described | plain
+
+
+def test_every_route_is_in_the_table_and_every_row_is_a_route(make_config: MakeConfig) -> None:
+    def plain(rows: set[tuple[str, str]]) -> set[tuple[str, str]]:
+        return {(method, path.replace(":path}", "}")) for method, path in rows}
+
+    assert plain(routes_of(make_config)) == plain(set(RULES))
+
+
+def test_a_path_finds_the_row_of_its_route_and_what_is_in_none_is_closed() -> None:
+    assert rule_of("GET", "/v1/models/a/b:c@v1").path == "/v1/models/{model_id:path}"
+    assert rule_of("GET", "/v1/policies/v0001").path == "/v1/policies/{version}"
+    for method, path in [
+        ("GET", "/"), ("POST", "/healthz"), ("GET", "/healthz/"), ("GET", "/HEALTHZ"),
+        ("DELETE", "/v1/models/x"), ("GET", "/v1/policies/v1/x"), ("GET", "//healthz"),
+    ]:  # fmt: skip
+        assert not rule_of(method, path).is_open, path
+    assert {path for (_, path), scopes in RULES.items() if scopes == OPEN} == {
+        "/healthz", "/readyz",
+    }  # fmt: skip
+    limited = {path for (_, path), scopes in RULES.items() if scopes == INFER}
+    assert all(rule_of("POST", path).is_limited for path in limited)
+
+
+async def test_without_a_key_everyone_may_do_everything(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        assert (await running.post("/v1/distilled")).status_code == 200
+        assert (await running.client.get("/metrics")).status_code == 200
+        sdk = await running.client.post("/v1/distilled", json=HI, headers=bearer("anything"))
+        assert sdk.status_code == 200  # the SDKs send a key always
+
+
+async def test_with_a_key_only_health_is_open(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        await make_key(running, ["read"])
+        for method, path in [*RULES, ("GET", "/v1/nothing"), ("GET", "/"), ("PUT", "/v1/models")]:
+            url = re.sub(r"\{[^}]+\}", "v0000", path)
+            response = await running.client.request(method, url, json=HI)
+            if RULES.get((method, path)) == OPEN:
+                assert response.status_code == 200
+            elif method == "HEAD":
+                assert response.status_code == 401
+            else:
+                error = error_of(response, 401)
+                assert (error["type"], error["code"], error["param"]) == (
+                    "invalid_request_error", "invalid_api_key", None,
+                )  # fmt: skip
+                assert "Authorization: Bearer" in error["message"]
+                assert response.headers["www-authenticate"] == "Bearer"
+        assert await running.gateway.store.completions.count() == 0
+        labels = {"route": "/v1/distilled", "method": "POST", "code": "401"}
+        assert running.metric("bond_http_requests_total", **labels) == 1
+
+
+async def test_wrong_keys_are_refused_before_the_body_is_read(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        _, secret = await make_key(running, ["infer"])
+        other = secret[:-1] + ("A" if secret[-1] != "A" else "B")
+        unknown = "sk-bond-000000000000-" + secret[-43:]
+        for header in [
+            bearer(other), bearer(unknown), bearer("sk-other"), bearer(""), bearer(secret + "A"),
+            {"authorization": secret}, {"authorization": f"Basic {secret}"}, {"api-key": secret},
+            {b"authorization": b"Bearer \xff"},  # type: ignore[dict-item]
+        ]:  # fmt: skip
+            response = await running.client.post(
+                "/v1/distilled", content=b"not even JSON", headers=header
+            )
+            error = error_of(response, 401)
+            assert error["code"] == "invalid_api_key"
+            assert secret[-43:] not in error["message"]
+            assert other[-43:] not in error["message"]
+        good = await running.client.post(
+            "/v1/distilled", json=HI, headers={"Authorization": f"bearer  {secret} "}
+        )
+        assert good.status_code == 200
+
+
+async def test_stored_completions_are_read_and_changed_by_their_scopes(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        secrets = {
+            name: (await make_key(running, [name]))[1] for name in ("infer", "read", "admin")
+        }
+        asked = await running.client.post(
+            "/v1/chat/completions", json={"model": MODEL, **HI}, headers=bearer(secrets["infer"])
+        )
+        one = f"/v1/chat/completions/{asked.json()['id']}"
+        for method, url, scope in [
+            ("GET", "/v1/chat/completions", "read"),
+            ("GET", one, "read"),
+            ("GET", f"{one}/messages", "read"),
+            ("POST", one, "admin"),
+            ("DELETE", one, "admin"),
+        ]:
+            for name, secret in sorted(secrets.items(), key=lambda item: item[0] == scope):
+                response = await running.client.request(
+                    method, url, headers=bearer(secret), json={"metadata": {"a": "b"}}
+                )
+                assert response.status_code == (200 if name == scope else 403), (method, url, name)
+
+
+ASKS = {"/v1/chat/completions", "/v1/best-of-n", "/v1/distilled", "/v1/compare"}
+LISTS = {"/v1/models", "/v1/models/{model_id:path}"}
+LOOKS = {
+    "/v1/policies", "/v1/policies/{version}", "/v1/training", "/metrics", "/v1/export",
+    "/v1/deletions",
+}  # fmt: skip
+CHANGES = {"/v1/users/{user:path}/completions"}
+ANY_KEY = {"/openapi.json", "/v1/session"}
+
+
+@pytest.mark.parametrize(
+    ("scopes", "may"),
+    [
+        (["infer"], ASKS | LISTS | ANY_KEY),
+        (["read"], LOOKS | LISTS | ANY_KEY),
+        (["admin"], ANY_KEY | CHANGES),
+        (["infer", "read"], ASKS | LOOKS | LISTS | ANY_KEY),
+    ],
+)
+async def test_a_key_may_what_its_scopes_say(
+    run: Run, make_config: MakeConfig, scopes: list[str], may: set[str]
+) -> None:
+    async with run(make_config()) as running:
+        _, secret = await make_key(running, scopes)
+        for (method, path), needed in RULES.items():
+            if needed == OPEN:
+                continue
+            if "GET" in method and path == "/v1/chat/completions":
+                continue  # the path of two routes, see test_stored_completions_have_scopes
+            url = path.replace("{model_id:path}", MODEL).replace("{version}", "v0000")
+            url = url.replace("{user:path}", "nobody")
+            response = await running.client.request(
+                method, url, headers=bearer(secret), json={"model": MODEL, **HI}
+            )
+            if path in ASKS | LISTS | LOOKS | CHANGES | ANY_KEY:
+                assert response.is_success is (path in may), (path, response.text)
+            if response.status_code == 403:
+                error = error_of(response, 403)
+                assert error["code"] == "missing_scope"
+                assert all(scope in error["message"] for scope in needed)
+                assert not needed & set(scopes)
+        nowhere = await running.client.get("/v1/nothing", headers=bearer(secret))
+        assert error_of(nowhere, 404)["code"] == "route_not_found"
+
+
+async def test_a_change_holds_within_the_configured_time(
+    run: Run, make_config: MakeConfig, database_url: str
+) -> None:
+    config = make_config(
+        access={"refresh_s": 0.05}, store={"url": database_url}, server={"policy_poll_s": 60}
+    )
+    async with run(config) as running:
+        status: list[int] = []
+
+        async def post(secret: str) -> int:
+            response = await running.client.post("/v1/distilled", json=HI, headers=bearer(secret))
+            return response.status_code
+
+        async def becomes(secret: str, code: int) -> None:
+            async def has() -> bool:
+                status.append(await post(secret))
+                return status[-1] == code
+
+            started = time.monotonic()
+            await eventually(has)
+            assert time.monotonic() - started < 2  # 0.05 s, on a machine that is not its own
+
+        access = running.gateway.store.access
+        first, first_secret = await access.create("first", {Scope.INFER})
+        await becomes("none", 401)  # one key exists: who has none is out
+        assert await post(first_secret) == 200
+        _, second_secret = await access.create("second", {Scope.INFER})
+        await becomes(second_secret, 200)
+        assert await access.revoke(first.id)
+        await becomes(first_secret, 401)
+        assert await post(second_secret) == 200
+        for key in await access.all():
+            await access.revoke(key.id)
+        await becomes(second_secret, 401)
+        assert await post("none") == 401  # the last revocation does not open the gateway
+    async with run(config) as running:
+        assert (await running.post("/v1/distilled")).status_code == 401
+
+
+async def test_an_expired_key_says_so(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        _, secret = await make_key(running, ["infer"], expires_at=time.time() - 1)
+        revoked, revoked_secret = await make_key(running, ["infer"])
+        await running.gateway.store.access.revoke(revoked.id)
+        await running.gateway.gatekeeper.keyring.refresh()
+        for text, says in ((secret, "has expired"), (revoked_secret, "was revoked")):
+            response = await running.client.post("/v1/distilled", json=HI, headers=bearer(text))
+            assert says in error_of(response, 401)["message"]
+
+
+async def test_no_request_asks_the_store_for_its_key(
+    run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run(make_config(access={"refresh_s": 10})) as running:
+        _, secret = await make_key(running, ["infer", "read"])
+        database, reads = running.gateway.store.database, [0]
+        read = database.read
+
+        async def counted(work: Any) -> Any:
+            reads[0] += 1
+            return await read(work)
+
+        monkeypatch.setattr(database, "read", counted)
+        for _ in range(5):
+            answer = await running.client.post("/v1/distilled", json=HI, headers=bearer(secret))
+            assert answer.status_code == 200
+            assert (await running.client.get("/healthz", headers=bearer(secret))).is_success
+        assert reads[0] <= 2  # the controller's look for a changed alias, if it falls in between
+
+
+async def test_a_check_is_fast(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config(access={"refresh_s": 10})) as running:
+        for _ in range(100):
+            await running.gateway.store.access.create("another", {Scope.INFER})
+        _, secret = await make_key(running, ["infer"])
+        ring, times = running.gateway.gatekeeper.keyring, []
+        for _ in range(2000):
+            started = time.perf_counter()
+            ring.key_of(secret)
+            times.append(time.perf_counter() - started)
+    assert sorted(times)[len(times) // 2] < 50e-6
+
+
+async def test_keys_not_read_for_long_let_nobody_in(
+    run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run(make_config(access={"refresh_s": 0.01})) as running:
+        _, secret = await make_key(running, ["infer"])
+        access = running.gateway.store.access
+        real = access.snapshot
+
+        async def away(_: int | None = None) -> None:
+            raise StoreUnavailableError("the store is away")
+
+        monkeypatch.setattr(type(access), "snapshot", lambda self, known=None: away(known))
+        monkeypatch.setattr(keyring, "STALE_AFTER_S", 0.1)
+
+        async def answers(code: int) -> bool:
+            response = await running.client.post("/v1/distilled", json=HI, headers=bearer(secret))
+            return response.status_code == code
+
+        await eventually(lambda: answers(503))
+        refused = await running.client.post("/v1/distilled", json=HI, headers=bearer(secret))
+        assert "may have been revoked" in error_of(refused, 503)["message"]
+        assert (await running.client.get("/healthz")).status_code == 200
+        monkeypatch.setattr(type(access), "snapshot", lambda self, known=None: real(known))
+        await eventually(lambda: answers(200))
+
+
+async def test_the_last_use_is_written_at_the_end(
+    run: Run, make_config: MakeConfig, database_url: str
+) -> None:
+    config = make_config(store={"url": database_url})
+    async with run(config) as running:
+        used, secret = await make_key(running, ["infer"])
+        await make_key(running, ["infer"])
+        before = time.time()
+        await running.client.post("/v1/distilled", json=HI, headers=bearer(secret))
+        after = time.time()
+    async with run(config) as running:
+        keys = {key.id: key for key in await running.gateway.store.access.all()}
+    last = keys.pop(used.id).last_used_at
+    assert last is not None
+    assert before <= last <= after
+    assert [key.last_used_at for key in keys.values()] == [None]
+
+
+async def test_the_row_names_the_key(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        anonymous = (await running.post("/v1/distilled")).json()["id"].removeprefix("chatcmpl-")
+        key, secret = await make_key(running, ["infer"])
+        response = await running.client.post("/v1/distilled", json=HI, headers=bearer(secret))
+        named = response.json()["id"].removeprefix("chatcmpl-")
+        rows = {r.id: r for r in await read_all(running, [anonymous, named])}
+    assert (rows[anonymous].key, rows[named].key) == (None, key.id)
+    assert rows[named].unit != key.id  # a backend with one key is many users
+
+
+async def read_all(running: Running, ids: list[str]) -> list[Any]:
+    return await running.gateway.store.completions.get_many(ids)

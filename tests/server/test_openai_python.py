@@ -1,0 +1,381 @@
+"""The unmodified `openai` package of Python against the gateway, over a real socket."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+from running_gateway import MODEL, MakeConfig, eventually
+from served_gateway import Serve, Served
+
+from bond_core.engines.base import Partial
+from bond_core.errors import EngineUnavailableError
+from bond_core.types import Conversation, Generation, SamplingParams
+
+REFERENCE, BON, DISTILLED = (f"{MODEL}:{arm}" for arm in ("reference", "bon", "distilled"))
+HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "where is my parcel?"}]
+TOOL: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {"name": "find_parcel", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+@pytest.fixture
+async def served(serve: Serve, make_config: MakeConfig) -> AsyncGenerator[Served]:
+    async with serve(make_config()) as served:
+        yield served
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncGenerator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def bond(answer: Any) -> dict[str, Any]:
+    """What the gateway added, which the package keeps."""
+    return cast(dict[str, Any], answer.model_extra["bond"])
+
+
+def test_the_blocking_client_asks_and_streams(serve: Serve, make_config: MakeConfig) -> None:
+    def ask(url: str) -> tuple[str | None, str]:
+        with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            whole = client.chat.completions.create(model=REFERENCE, messages=HI, seed=3)
+            with client.chat.completions.create(
+                model=REFERENCE, messages=HI, seed=3, stream=True
+            ) as chunks:
+                pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+            return whole.choices[0].message.content, "".join(pieces)
+
+    async def main() -> tuple[str | None, str]:
+        async with serve(make_config()) as served:
+            return await asyncio.to_thread(ask, served.url)
+
+    whole, joined = asyncio.run(main())
+    assert whole
+    assert joined == whole
+
+
+async def test_an_answer_has_every_field_of_the_dialect(client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(
+        model=BON,
+        messages=[{"role": "developer", "content": [{"type": "text", "text": "be kind"}]}, *HI],
+        seed=3,
+        n=2,
+        extra_body={"best_of": 4, "bond": {"return_candidates": True}},
+        max_completion_tokens=20,
+        user="u",
+        metadata={"session_id": "s"},
+        store=False,
+    )
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == BON
+    candidates = bond(answer)["candidates"]
+    by_score = sorted(candidates, key=lambda c: -c["score"])
+    assert [c.message.content for c in answer.choices] == [c["text"] for c in by_score[:2]]
+    assert [c.index for c in answer.choices] == [0, 1]
+    assert answer.choices[0].message.refusal is None
+    assert answer.choices[0].message.tool_calls is None
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == sum(c["tokens"] for c in candidates)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.model_extra == {
+        "bond": {"n": 4, "chosen_completion_tokens": sum(c["tokens"] for c in by_score[:2])}
+    }
+
+
+async def test_a_stream_and_its_usage(client: AsyncOpenAI) -> None:
+    whole = await client.chat.completions.create(model=REFERENCE, messages=HI, seed=3)
+    stream = await client.chat.completions.create(
+        model=REFERENCE, messages=HI, seed=3, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
+    assert len(pieces) > 3
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert bond(chunks[-2])["arm"] == "reference"
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+
+
+@pytest.mark.parametrize("model", [REFERENCE, BON])
+async def test_the_stream_helper_rebuilds_the_answer(model: str, client: AsyncOpenAI) -> None:
+    whole = await client.chat.completions.create(
+        model=model, messages=HI, seed=3, logprobs=True, top_logprobs=2
+    )
+    async with client.chat.completions.stream(
+        model=model,
+        messages=HI,
+        seed=3,
+        logprobs=True,
+        top_logprobs=2,
+        stream_options={"include_usage": True},
+    ) as stream:
+        kinds = [event.type async for event in stream]
+        final = await stream.get_final_completion()
+    assert kinds.count("content.done") == 1
+    assert "content.delta" in kinds
+    assert "logprobs.content.delta" in kinds
+    assert final.choices[0].message.content == whole.choices[0].message.content
+    assert final.choices[0].logprobs == whole.choices[0].logprobs
+    assert final.choices[0].finish_reason == whole.choices[0].finish_reason
+    assert final.usage == whole.usage
+
+
+async def test_logprobs_are_told_of_each_token(client: AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(
+        model=REFERENCE, messages=HI, seed=3, max_tokens=5, logprobs=True, top_logprobs=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert answer.usage is not None
+    assert len(logprobs.content) == answer.usage.completion_tokens
+    text = "".join(token.token for token in logprobs.content)
+    assert text == answer.choices[0].message.content
+    for token in logprobs.content:
+        assert bytes(token.bytes or []).decode() == token.token
+        assert len(token.top_logprobs) == 3
+        falling = [other.logprob for other in token.top_logprobs]
+        assert falling == sorted(falling, reverse=True)
+        named = {other.token: other.logprob for other in token.top_logprobs}
+        assert named.get(token.token, token.logprob) == token.logprob <= 0
+
+
+async def test_the_tool_call_of_the_chosen_candidate_is_kept(client: AsyncOpenAI) -> None:
+    # of the fake engine every candidate with an odd number calls, if it may
+    answer = await client.chat.completions.create(
+        model=BON,
+        messages=HI,
+        seed=3,
+        tools=[TOOL],
+        tool_choice={"type": "function", "function": {"name": "find_parcel"}},
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    [call] = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "find_parcel"
+    assert bond(answer)["degraded"] == "tool_calls_unscored"
+    again = await client.chat.completions.create(
+        model=BON,
+        messages=[
+            *HI,
+            cast(ChatCompletionMessageParam, choice.message.model_dump(exclude_none=True)),
+            {"role": "tool", "tool_call_id": call.id, "content": "in Lyon"},
+        ],
+        tools=[TOOL],
+        tool_choice="none",
+    )
+    assert again.choices[0].finish_reason in ("stop", "length")
+    assert again.choices[0].message.content
+    assert bond(again)["degraded"] is None
+
+
+@pytest.mark.parametrize("model", [REFERENCE, BON])
+async def test_tool_calls_are_streamed(model: str, client: AsyncOpenAI) -> None:
+    choice = {"type": "function", "function": {"name": "find_parcel"}}
+    fields: Any = {"messages": HI, "seed": 3, "tools": [TOOL], "tool_choice": choice}
+    whole = await client.chat.completions.create(model=model, **fields)
+    [expected] = whole.choices[0].message.tool_calls or []
+    async with client.chat.completions.stream(model=model, **fields) as stream:
+        events = [event async for event in stream]
+        final = await stream.get_final_completion()
+    [call] = final.choices[0].message.tool_calls or []
+    assert expected.type == "function"
+    assert (call.id, call.type) == (expected.id, "function")
+    assert call.function.name == "find_parcel"
+    assert call.function.arguments == expected.function.arguments
+    assert final.choices[0].finish_reason == "tool_calls"
+    [done] = [e for e in events if e.type == "tool_calls.function.arguments.done"]
+    assert (done.name, done.arguments) == ("find_parcel", expected.function.arguments)
+
+
+async def test_a_response_format_reaches_the_engine(client: AsyncOpenAI) -> None:
+    plain, formatted, text = [
+        (
+            await client.chat.completions.create(
+                model=REFERENCE, messages=HI, seed=3, extra_body=extra
+            )
+        ).choices[0]
+        for extra in (
+            {},
+            {"response_format": {"type": "json_object"}},
+            {"response_format": {"type": "text"}},
+        )
+    ]
+    assert formatted.message.content != plain.message.content
+    assert text.message.content == plain.message.content  # it asks for nothing
+
+
+async def test_raw_text_whole_and_streamed(client: AsyncOpenAI) -> None:
+    whole = await client.completions.create(
+        model=REFERENCE, prompt="where is", seed=3, n=2, best_of=4, max_tokens=6, logprobs=2
+    )
+    assert whole.object == "text_completion"
+    assert whole.id.startswith("cmpl-")
+    assert bond(whole)["best_of"] == 4
+    for choice in whole.choices:
+        logprobs = choice.logprobs
+        assert logprobs is not None
+        assert "".join(logprobs.tokens or []) == choice.text
+        offsets = logprobs.text_offset or []
+        assert offsets == [len("".join((logprobs.tokens or [])[:i])) for i in range(len(offsets))]
+        assert all(len(top) == 2 for top in logprobs.top_logprobs or [])
+    stream = await client.completions.create(
+        model=REFERENCE,
+        prompt="where is",
+        seed=3,
+        n=2,
+        best_of=4,
+        max_tokens=6,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    texts, usage = {0: "", 1: ""}, None
+    async for chunk in stream:
+        usage = chunk.usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert [texts[0], texts[1]] == [choice.text for choice in whole.choices]
+    assert usage == whole.usage
+
+
+async def test_models_are_listed_and_found(client: AsyncOpenAI) -> None:
+    ids = [model.id async for model in client.models.list()]
+    assert ids == [MODEL, REFERENCE, BON, DISTILLED, f"{DISTILLED}@v0000"]
+    found = await client.models.retrieve(BON)
+    assert (found.id, found.object, found.owned_by) == (BON, "model", "bondserve")
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-9'") as missing:
+        await client.models.retrieve("gpt-9")
+    assert (missing.value.code, missing.value.type) == ("model_not_found", "invalid_request_error")
+
+
+async def test_wrong_requests_are_the_errors_of_the_package(client: AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature") as wrong:
+        await client.chat.completions.create(model=REFERENCE, messages=HI, temperature=3)
+    assert (wrong.value.param, wrong.value.code) == ("temperature", "invalid_value")
+    with pytest.raises(openai.BadRequestError, match="did you mean best_of") as unknown:
+        await client.chat.completions.create(
+            model=REFERENCE, messages=HI, extra_body={"best_off": 2}
+        )
+    assert (unknown.value.param, unknown.value.code) == ("best_off", "unknown_parameter")
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.chat.completions.create(model=REFERENCE, messages=HI, service_tier="flex")
+    assert (refused.value.param, refused.value.code) == ("service_tier", "unsupported_parameter")
+    with pytest.raises(openai.NotFoundError) as missing:
+        await client.chat.completions.create(model="gpt-9", messages=HI, stream=True)
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError) as route:
+        await client.embeddings.create(model=REFERENCE, input="hi")
+    assert route.value.code == "route_not_found"
+    assert missing.value.request_id
+
+
+async def test_an_error_inside_a_stream_is_raised(serve: Serve, make_config: MakeConfig) -> None:
+    config = make_config(engine={"type": "fake", "delay_s": 20}, server={"keep_alive_s": 0.05})
+    async with (
+        serve(config) as served,
+        AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client,
+    ):
+        stream = await client.chat.completions.create(model=BON, messages=HI, stream=True)
+        await served.engine.close()
+        with pytest.raises(openai.APIError, match="closed while the request ran") as error:
+            async for _ in stream:
+                pass
+        assert (error.value.code, error.value.type) == ("engine_unavailable", "server_error")
+
+
+async def test_a_503_is_tried_again(
+    served: Served, client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, attempts = served.engine, [0]
+    generate = engine.generate
+
+    async def recovers(
+        version: str,
+        prompt: Conversation,
+        params: SamplingParams,
+        n: int = 1,
+        partial: Partial | None = None,
+    ) -> Generation:
+        attempts[0] += 1
+        engine.failure = EngineUnavailableError("restarting") if attempts[0] == 1 else None
+        return await generate(version, prompt, params, n, partial)
+
+    monkeypatch.setattr(engine, "generate", recovers)
+    answer = await client.with_options(max_retries=2).chat.completions.create(
+        model=REFERENCE, messages=HI
+    )
+    assert attempts == [2]
+    assert answer.choices[0].message.content
+    engine.failure = EngineUnavailableError("gone")
+    monkeypatch.setattr(engine, "generate", generate)
+    with pytest.raises(openai.InternalServerError) as away:
+        await client.chat.completions.create(model=REFERENCE, messages=HI)
+    assert (away.value.status_code, away.value.code) == (503, "engine_unavailable")
+
+
+async def test_headers_and_request_ids(client: AsyncOpenAI) -> None:
+    raw = await client.chat.completions.with_raw_response.create(
+        model=BON, messages=HI, extra_headers={"x-request-id": "mine-1", "x-bond-unit": "u"}
+    )
+    assert raw.headers["x-request-id"] == raw.request_id == "mine-1"
+    assert raw.headers["x-bond-arm"] == "bon"
+    assert raw.headers["x-bond-n"] == "4"
+    assert int(raw.headers["openai-processing-ms"]) >= 0
+    assert raw.parse()._request_id == "mine-1"
+    async with client.chat.completions.with_streaming_response.create(
+        model=BON, messages=HI, stream=True
+    ) as streamed:
+        lines = [line async for line in streamed.iter_lines() if line]
+        assert streamed.headers["x-bond-stream"] == "buffered"
+        assert streamed.headers["x-request-id"]
+    assert lines[-1] == "data: [DONE]"
+
+
+async def test_a_timeout_and_a_cancellation_end_the_work(
+    serve: Serve, make_config: MakeConfig
+) -> None:
+    config = make_config(engine={"type": "fake", "delay_s": 60}, server={"keep_alive_s": 0.05})
+    async with (
+        serve(config) as served,
+        AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+
+        async def at_work() -> bool:
+            return served.engine.in_progress == 4
+
+        async def idle() -> bool:
+            return served.engine.in_progress == 0
+
+        with pytest.raises(openai.APITimeoutError):
+            await client.chat.completions.create(model=BON, messages=HI, timeout=0.3)
+        await eventually(idle)
+        asking = asyncio.create_task(client.chat.completions.create(model=BON, messages=HI))
+        await eventually(at_work)
+        asking.cancel()
+        await eventually(idle)
+        stream = await client.chat.completions.create(
+            model=REFERENCE, messages=HI, stream=True, max_tokens=600, seed=1
+        )
+        assert served.engine.in_progress == 1
+        await stream.close()
+        await eventually(idle)
+
+        async def recorded() -> bool:
+            bon, one = [
+                served.metric("bond_log_rows_total", arm=arm, status="cancelled")
+                for arm in ("bon", "reference")
+            ]
+            return (bon, one) == (2, 1)
+
+        await eventually(recorded)

@@ -1,0 +1,68 @@
+"""docs/operations.md is whole: every metric, every header of an answer, and every setting of the
+running gateway are in it, and no metric that does not exist."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from running_gateway import MakeConfig, Run
+
+from bond_core.config import BondConfig
+from bond_server.metrics import Metrics
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+NAMED = set(re.findall(r"`([^`\n]+)`", DOCUMENT))
+OF_THE_GATEWAY = ("server", "admission", "store")
+"""Sections of the configuration that an operator sets; all others are in configuration.md."""
+OF_THE_TRANSPORT = {"content-type", "content-length"}
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
+    metrics = {family.name for family in Metrics().registry.collect()}
+    documented = set(re.findall(r"^\| `(bond_\w+)` \|", DOCUMENT, re.MULTILINE))
+    assert metrics == documented
+
+
+def test_labels_are_those_of_the_code() -> None:
+    documented = dict(re.findall(r"^\| `(bond_\w+)` \| ([\w, ]*?) ?\|", DOCUMENT, re.MULTILINE))
+    instruments: Any = Metrics()
+    for instrument in vars(instruments).values():
+        name = getattr(instrument, "_name", None)
+        if name is not None:
+            assert documented[name] == ", ".join(instrument._labelnames), name
+
+
+def test_every_setting_of_the_gateway_is_documented_and_none_that_does_not_exist() -> None:
+    for section in OF_THE_GATEWAY:
+        model = BondConfig.model_fields[section].annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        ours = {f"{section}.{name}" for name in model.model_fields}
+        named = {name for name in NAMED if re.fullmatch(rf"{section}\.\w+", name)}
+        assert ours == named
+
+
+async def test_every_header_of_an_answer_is_documented(run: Run, make_config: MakeConfig) -> None:
+    config = make_config(
+        engine={"type": "fake", "delay_s": 0.2},
+        admission={"max_rows": 1, "max_waiting_rows": 0},
+    )
+    async with run(config) as running:
+        asking = asyncio.create_task(running.post("/v1/distilled"))
+        while running.gateway.admission.running_rows == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        refused = await running.post("/v1/distilled")
+        responses = [
+            refused,
+            await asking,
+            await running.post("/v1/best-of-n"),
+            await running.post("/v1/distilled", stream=True),
+            await running.post("/v1/best-of-n", best_of=0),
+            await running.client.get("/v1/models"),
+            await running.client.get("/v1/best-of-n"),
+        ]
+    assert refused.status_code == 429
+    sent = {name for response in responses for name in response.headers}
+    assert sent - OF_THE_TRANSPORT - NAMED == set()

@@ -1,0 +1,158 @@
+"""Streams that do not end as they should: errors, a store that is away, deadlines."""
+
+import asyncio
+import sqlite3
+import time
+from typing import Any
+
+import pytest
+from running_gateway import MODEL, MakeConfig
+from served_gateway import HI, Serve, Told, frames, told
+
+from bond_core.errors import EngineUnavailableError
+
+CHAT = "/v1/chat/completions"
+SINGLE = {"model": f"{MODEL}:reference", "messages": HI, "seed": 7}
+SELECTION = {"model": f"{MODEL}:bon", "messages": HI, "seed": 7, "best_of": 3}
+BOTH = pytest.mark.parametrize("body", [SINGLE, SELECTION], ids=["single", "selection"])
+
+
+def fake(**fields: Any) -> dict[str, Any]:
+    return {"type": "fake", **fields}
+
+
+@BOTH
+async def test_an_error_before_the_first_event_has_its_status(
+    body: dict[str, Any], serve: Serve, make_config: MakeConfig
+) -> None:
+    async with serve(make_config()) as served:
+        served.engine.failure = EngineUnavailableError("the engine is away")
+        response = await served.client.post(CHAT, json={**body, "stream": True})
+        assert response.status_code == 503
+        assert response.headers["content-type"] == "application/json"
+        assert response.json()["error"] == {
+            "message": "the engine is away",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_unavailable",
+        }
+        response = await served.client.post(CHAT, json={**body, "stream": True, "best_of": 99})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "best_of")
+
+
+@BOTH
+async def test_an_error_in_mid_stream_is_the_last_event(
+    body: dict[str, Any], serve: Serve, make_config: MakeConfig
+) -> None:
+    config = make_config(engine=fake(delay_s=20), server={"keep_alive_s": 0.05})
+    arm = body["model"].rpartition(":")[2]
+    async with serve(config) as served:
+        sent: list[str] = []
+        async with served.client.stream("POST", CHAT, json={**body, "stream": True}) as response:
+            assert response.status_code == 200
+            async for frame in frames(response):
+                sent.append(frame)
+                await served.engine.close()
+        answer = Told(response.headers, sent)
+        assert not answer.done
+        assert answer.chunks[-1] == {
+            "error": {
+                "message": "the fake engine was closed while the request ran",
+                "type": "server_error",
+                "param": None,
+                "code": "engine_unavailable",
+            }
+        }
+        assert all(choice["finish_reason"] is None for choice in answer.choices())
+        assert served.metric("bond_log_rows_total", arm=arm, status="failed") == 1
+        assert served.engine.in_progress == 0
+
+
+async def test_an_unexpected_error_in_mid_stream_names_the_request(
+    serve: Serve, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect of ours")
+
+    monkeypatch.setattr("bond_server.forms.chat.ChatForm.closing", broken)
+    async with (
+        serve(make_config()) as served,
+        served.client.stream(
+            "POST", CHAT, json={**SINGLE, "stream": True}, headers={"x-request-id": "find-me"}
+        ) as response,
+    ):
+        answer = Told(response.headers, [frame async for frame in frames(response)])
+    error = answer.chunks[-1]["error"]
+    assert (error["code"], error["type"]) == ("internal_error", "server_error")
+    assert "find-me" in error["message"]
+    assert "a defect of ours" not in str(answer.frames)
+    assert not answer.done
+
+
+async def test_an_answer_whose_row_is_not_committed_is_not_finished(
+    serve: Serve, make_config: MakeConfig
+) -> None:
+    config = make_config(store={"commit_timeout_s": 0.2}, server={"keep_alive_s": 0.05})
+    async with serve(config) as served:
+        other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            single = await told(served, CHAT, **SINGLE)
+            selection = await told(served, CHAT, **SELECTION)
+        finally:
+            other.execute("ROLLBACK")
+            other.close()
+        assert single.text() != ""  # it was on its way already
+        assert selection.text() == ""
+        for answer in (single, selection):
+            assert answer.chunks[-1]["error"]["code"] == "store_unavailable"
+            assert all(choice["finish_reason"] is None for choice in answer.choices())
+            assert not answer.done
+        assert (await told(served, CHAT, **SINGLE)).done  # the store is back
+        assert served.metric("bond_requests_total", arm="reference", status="ok") == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deadline_gives_the_best_of_the_candidates_that_ended(
+    stream: bool, serve: Serve, make_config: MakeConfig
+) -> None:
+    body = SELECTION | {
+        "best_of": 16,
+        "bond": {"deadline_ms": 600, "return_candidates": True},
+    }
+    # one after another, a tenth of a second each: about six of sixteen end in time
+    async with serve(make_config(engine=fake(capacity=1, delay_s=0.1))) as served:
+        started = time.monotonic()
+        if stream:
+            answer = await told(served, CHAT, **body)
+            assert answer.done
+            bond, text = answer.chunks[-1]["bond"], answer.text()
+        else:
+            response = await served.client.post(CHAT, json=body)
+            assert response.headers["x-bond-degraded"] == "deadline"
+            bond = response.json()["bond"]
+            text = response.json()["choices"][0]["message"]["content"]
+        assert time.monotonic() - started < 1.5  # all sixteen would take 1.6 s
+        assert served.engine.in_progress == 0
+        drawn = served.engine.drawn
+        await asyncio.sleep(0.15)
+        assert served.engine.drawn == drawn  # the others were given up
+    assert bond["degraded"] == "deadline"
+    candidates = bond["candidates"]
+    assert 1 <= len(candidates) <= 6
+    assert [c["index"] for c in candidates] == list(range(len(candidates)))
+    best = max(candidates, key=lambda c: c["score"])
+    assert (bond["score"], text) == (best["score"], best["text"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deadline_before_the_first_candidate_is_a_504(
+    stream: bool, serve: Serve, make_config: MakeConfig
+) -> None:
+    body = SELECTION | {"bond": {"deadline_ms": 50}, "stream": stream}
+    async with serve(make_config(engine=fake(delay_s=30))) as served:
+        response = await served.client.post(CHAT, json=body)
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "deadline_exceeded"
+        assert served.engine.in_progress == 0
+        assert served.metric("bond_log_rows_total", arm="bon", status="failed") == 1

@@ -12,10 +12,10 @@ import httpx
 from running_gateway import MakeConfig, Run, Running
 
 CAPACITY = 8
-DELAY_S = 0.2
+DELAY_S = 0.4
 SATURATING = CAPACITY / DELAY_S
 """Requests per second that fill the engine."""
-SECONDS = 2.0
+SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)

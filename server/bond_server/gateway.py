@@ -82,6 +82,7 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
         )
         gateway = _assemble(config, metrics, store, engine, judges, gatekeeper)
         await gateway.controller.restore()
+        await gatekeeper.keyring.refresh()  # loading models may have taken minutes
         stack.push_async_callback(gateway.controller.close)
         loops = [
             asyncio.create_task(gateway.controller.run(), name="controller"),

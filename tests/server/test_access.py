@@ -1,5 +1,6 @@
 """Who is let in: keys, scopes, and a table that names every route."""
 
+import asyncio
 import re
 import time
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from api_keys import bearer, make_key
 from running_gateway import MODEL, MakeConfig, Run, Running, eventually
 
+from bond_core.engines.fake import FakeEngine
 from bond_core.errors import StoreUnavailableError
 from bond_core.store import Scope
 from bond_server.access import keyring
@@ -267,6 +269,25 @@ async def test_keys_not_read_for_long_let_nobody_in(
         assert (await running.client.get("/healthz")).status_code == 200
         monkeypatch.setattr(type(access), "snapshot", lambda self, known=None: real(known))
         await eventually(lambda: answers(200))
+
+
+async def test_after_a_slow_start_the_keys_are_fresh(
+    run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = FakeEngine.start
+
+    async def slow_start(engine: FakeEngine) -> None:
+        await asyncio.sleep(0.6)
+        await start(engine)
+
+    config = make_config(access={"refresh_s": 0.1})
+    async with run(config) as running:
+        _, secret = await make_key(running, ["infer"])
+    monkeypatch.setattr(FakeEngine, "start", slow_start)
+    monkeypatch.setattr(keyring, "STALE_AFTER_S", 0.3)
+    async with run(config) as running:
+        response = await running.client.get("/v1/models", headers=bearer(secret))
+        assert response.status_code == 200
 
 
 async def test_the_last_use_is_written_at_the_end(

@@ -17,7 +17,7 @@ from bond_server.metrics import Metrics
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 NAMED = set(re.findall(r"`([^`\n]+)`", DOCUMENT))
-OF_THE_GATEWAY = ("server", "access", "admission", "store")
+OF_THE_GATEWAY = ("server", "access", "admission", "store", "tracing")
 """Sections of the configuration that an operator sets; all others are in configuration.md."""
 OF_THE_TRANSPORT = {"content-type", "content-length"}
 

@@ -13,7 +13,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP ?=
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm vllm-env check format install clean
+.PHONY: demo test test-vllm vllm-env check format install clean soak
 
 demo: $(STAMP)  ## The whole loop on the demo world; DURATION=300 ends it after 300 seconds of traffic
 	$(BIN)/bond demo --duration $(DURATION)
@@ -23,6 +23,9 @@ test: $(STAMP)  ## All tests
 
 test-vllm: $(STAMP) $(VLLM_STAMP)  ## The tests that start real vLLM servers, on the CPU; TESTS=tests/contracts runs a part
 	BONDSERVE_TEST_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -q -m vllm $(TESTS)
+
+soak: $(STAMP)  ## 200 gateways per database killed under load; results in bench/results/soak
+	$(BIN)/python bench/soak.py --kills 200 --out bench/results/soak
 
 check: $(STAMP)  ## Lint, format, types
 	$(BIN)/ruff check .

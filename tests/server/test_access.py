@@ -249,19 +249,12 @@ async def test_no_request_asks_the_store_for_its_key(
 ) -> None:
     async with run(make_config(access={"refresh_s": 10})) as running:
         _, secret = await make_key(running, ["infer", "read"])
-        database, reads = running.gateway.store.database, [0]
-        read = database.read
-
-        async def counted(work: Any) -> Any:
-            reads[0] += 1
-            return await read(work)
-
-        monkeypatch.setattr(database, "read", counted)
-        for _ in range(5):
-            answer = await running.client.post("/v1/distilled", json=HI, headers=bearer(secret))
-            assert answer.status_code == 200
-            assert (await running.client.get("/healthz", headers=bearer(secret))).is_success
-        assert reads[0] <= 2  # the controller's look for a changed alias, if it falls in between
+        with monkeypatch.context() as without_database:
+            without_database.setattr(running.gateway.store.access, "_database", None)
+            for _ in range(5):
+                answer = await running.client.post("/v1/distilled", json=HI, headers=bearer(secret))
+                assert answer.status_code == 200
+                assert (await running.client.get("/v1/policies", headers=bearer(secret))).is_success
 
 
 async def test_a_check_is_fast(run: Run, make_config: MakeConfig) -> None:

@@ -109,7 +109,9 @@ class Nursery:
         return int(pid), url
 
     async def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        """Signal a gateway and wait until it is gone."""
+        """Signal a gateway, if it lives, and wait until it is gone."""
+        if pid not in self._living:
+            return
         os.kill(pid, number)
         with contextlib.suppress(ProcessLookupError):
             while True:

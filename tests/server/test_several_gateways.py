@@ -9,13 +9,20 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from adapter_servers import AdapterServer, serving
 from databases import OpenStoreAt, PostgresServer
 from killed_gateway import Nursery, client_of, write_config
 from published_adapters import challenger, publish
+from tiny_models import tiny_adapter
 
 from bond_core.config import load_config
 from bond_core.store import Store
+from bond_core.tokenizing import load_tokenizer
 
+TOKENIZER_MODULES = (
+    "bond_core.engines.vllm",
+    "transformers.models.auto.tokenization_auto",
+)
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -31,7 +38,7 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    started = Nursery()
+    started = Nursery(*TOKENIZER_MODULES)
     yield started
     started.close()
 
@@ -135,3 +142,57 @@ async def test_a_dead_controller_is_succeeded(pair: Pair, nursery: Nursery) -> N
         while await active_at(survivor) != "v0001":  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert (await survivor.post("/v1/distilled", json=HI)).headers["x-bond-policy"] == "v0001"
+
+
+async def test_a_controller_that_dies_in_the_middle_of_a_fan_out_is_finished_by_another(
+    nursery: Nursery,
+    tmp_path: Path,
+    tiny_policy_path: Path,
+    postgres: PostgresServer,
+    open_store_at: OpenStoreAt,
+) -> None:
+    tokenizer = load_tokenizer(tiny_policy_path)
+    url = postgres.migrated()
+    store = await open_store_at(url)
+    config = write_config(tmp_path, url)
+    document = yaml.safe_load(config.read_text())
+    async with (
+        serving(AdapterServer(tokenizer)) as first,
+        serving(AdapterServer(tokenizer)) as second,
+    ):
+        document["server"]["policy_poll_s"] = 0.1
+        document["model"] = {"path": str(tiny_policy_path), "name": "tiny"}
+        document["engine"] = {"type": "vllm", "urls": [first.url, second.url]}
+        config.write_text(yaml.safe_dump(document))
+        loaded = load_config(config)
+        path = await publish(loaded, "v0001", save=lambda folder: tiny_adapter(folder, seed=1))
+        for server in (first, second):
+            server.names.clear()  # as after a restart: the probe was measured on them
+        gateways = [await nursery.start(config) for _ in range(2)]
+        async with client_of(gateways[0][1]) as one, client_of(gateways[1][1]) as other:
+            controls = "bond_controller 1.0" in (await one.get("/metrics")).text
+            (holder, _), survivor = (gateways[0], other) if controls else (gateways[1], one)
+            second.hold_loads_of = "v0001"
+            await store.policies.insert(challenger("v0001", path))
+            async with asyncio.timeout(15):
+                await second.held.wait()
+                while not first.has("v0001"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            await nursery.kill(holder)  # one server has the version, the other has not
+            second.release.set()
+            assert not second.has("v0001")
+            assert await store.policies.active() == "v0000"
+            expire = "UPDATE leases SET expires_at = 0 WHERE name = 'controller'"
+            await store.database.write(lambda c: c.exec_driver_sql(expire).close())
+
+            async with asyncio.timeout(20):
+                while await active_at(survivor) != "v0001":  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert first.has("v0001")
+            assert second.has("v0001")
+            assert await store.policies.active() == "v0001"
+            answers = [await survivor.post("/v1/distilled", json=HI) for _ in range(4)]
+            assert [answer.status_code for answer in answers] == [200] * 4
+            assert {answer.headers["x-bond-policy"] for answer in answers} == {"v0001"}
+        for pid, _ in gateways:
+            await nursery.kill(pid)

@@ -82,6 +82,8 @@ def _litellm(folder: Path, program: Path, url: str) -> Iterator[Server]:
     command = [str(program), "--config", str(file), "--port", str(port), "--host", "127.0.0.1"]
     environ = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "NO_PROXY": "127.0.0.1"}
     environ |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    # without keys, as the others here: no request is looked up
+    environ |= {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     with started(
         [*command, "--num_workers", "1"],
         port,

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -13,6 +13,7 @@ from bond_server.asgi import RequestMiddleware
 from bond_server.errors import install_error_handlers
 from bond_server.gateway import open_gateway
 from bond_server.metrics import Metrics
+from bond_server.openapi import install_document
 from bond_server.routes import (
     best_of_n,
     chat,
@@ -28,8 +29,11 @@ from bond_server.routes import (
     stored,
     training,
 )
-from bond_server.schemas.completion import ErrorAnswer
 from bond_server.shedding import SheddingMiddleware
+from bond_server.tracing import open_tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 ROUTERS = (
     chat.router,
@@ -47,21 +51,16 @@ ROUTERS = (
     metrics.router,
 )
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorAnswer},
-    "5XX": {"model": ErrorAnswer},
-}
-"""The one shape of an error, for the OpenAPI description."""
 
-
-def create_app(config: BondConfig) -> FastAPI:
+def create_app(config: BondConfig, span_exporter: "SpanExporter | None" = None) -> FastAPI:
     """The gateway for a configuration. Nothing is opened before the lifespan begins, and nothing
-    is shared between apps."""
+    is shared between apps. `span_exporter` takes the place of the configured one."""
     instruments = Metrics()
+    tracing = open_tracing(config, span_exporter)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with open_gateway(config, instruments) as gateway:
+        async with open_gateway(config, instruments, tracing) as gateway:
             app.state.gateway = gateway
             yield
 
@@ -78,6 +77,10 @@ def create_app(config: BondConfig) -> FastAPI:
     app.add_middleware(
         SheddingMiddleware, max_requests=config.admission.max_requests, metrics=instruments
     )
+    if tracing is not None:
+        from bond_server.tracing.middleware import TracingMiddleware
+
+        app.add_middleware(TracingMiddleware, tracing=tracing)
     app.add_middleware(
         RequestMiddleware,
         metrics=instruments,
@@ -86,5 +89,6 @@ def create_app(config: BondConfig) -> FastAPI:
     )
     install_error_handlers(app)
     for router in ROUTERS:
-        app.include_router(router, responses=ERRORS)
+        app.include_router(router)
+    install_document(app)
     return app

@@ -118,10 +118,9 @@ async def test_degraded_answers_are_rows_like_any_other(
         assert counted(running, "bond_log_rows_total") == in_table(config) == {("bon", "ok"): 1}
 
 
-async def test_what_was_not_committed_in_time_is_the_difference(
+async def test_what_could_not_be_committed_is_the_difference(
     run: Run, make_config: MakeConfig
 ) -> None:
-    """Its transaction had begun, so the row may come yet; its caller was told of a failure."""
     config = make_config(store={"commit_timeout_s": 1.0}, server={"policy_poll_s": 60})
     async with run(config) as running:
         other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
@@ -132,7 +131,8 @@ async def test_what_was_not_committed_in_time_is_the_difference(
         assert (await running.post("/v1/best-of-n")).status_code == 200
         assert counted(running, "bond_requests_total") == {("bon", "ok"): 1, ("bon", "failed"): 1}
         assert counted(running, "bond_log_rows_total") == {("bon", "ok"): 1}
-        assert in_table(config)[("bon", "ok")] in (1, 2)
+        # the row that was given up may have been on its way into the database already
+        assert in_table(config) in ({("bon", "ok"): 1}, {("bon", "ok"): 2})
 
 
 async def test_what_a_request_was_like_is_counted_in_vllms_buckets(

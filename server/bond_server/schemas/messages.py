@@ -1,6 +1,6 @@
 """Conversations in OpenAI's dialect: texts, turns, tool calls."""
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -8,14 +8,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from bond_core.types import Message, ToolCall
+
+_NULL = {"type": "null"}
 
 
 class Body(BaseModel):
@@ -31,6 +35,20 @@ class Body(BaseModel):
             return data
         fields = cast(dict[str, object], data)
         return {name: value for name, value in fields.items() if value is not None}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """As the model, and `null` for all that may be absent."""
+        reference = handler(core_schema)
+        schema = handler.resolve_ref_schema(reference)
+        properties = cast(dict[str, dict[str, Any]], schema.get("properties", {}))
+        for name, of_name in properties.items():
+            if name not in schema.get("required", ()) and _NULL not in of_name.get("anyOf", ()):
+                kept = {key: of_name.pop(key) for key in ("title", "default") if key in of_name}
+                properties[name] = {"anyOf": [of_name, _NULL], **kept}
+        return reference
 
 
 def _encodable(text: str) -> str:
@@ -74,6 +92,7 @@ Content = Annotated[
         {
             "anyOf": [
                 {"type": "string"},
+                {"type": "null", "description": "only beside tool_calls"},
                 {
                     "type": "array",
                     "items": {
@@ -109,8 +128,15 @@ class MessageToolCall(Body):
         return ToolCall(self.id, self.function.name, self.function.arguments)
 
 
+def _content_may_be_absent(schema: dict[str, Any]) -> None:
+    """Beside `tool_calls`, which a schema of single fields cannot say."""
+    schema["required"] = ["role"]
+
+
 class ChatMessage(Body):
     """One turn. `developer` is the newer name of `system` and is rendered as it."""
+
+    model_config = ConfigDict(json_schema_extra=_content_may_be_absent)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content

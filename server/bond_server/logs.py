@@ -33,6 +33,8 @@ def configure(form: LogFormat, stream: TextIO | None = None) -> None:
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     handler.addFilter(Repeated())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # what no line shows, and every one would look up
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.WARNING)
 

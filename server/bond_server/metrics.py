@@ -1,7 +1,7 @@
 """Prometheus metrics of one gateway, in a registry of its own."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -91,6 +91,8 @@ class Metrics:
             1
         )
         self.model_info = gauge("model_info", "1; the base model.", "model_name")
+        self.on_answer: list[Callable[[CompletionRecord], None]] = []
+        """Told of every committed answer, in the task of its request."""
         self.upstreams = Upstreams()
         registry.register(self.upstreams)
         self.http_requests = counter(
@@ -218,6 +220,8 @@ class Metrics:
             self.reward.labels(arm).observe(record.score)
         self.latency.labels(arm).observe(record.latency_s)
         self.queue_time.labels(arm).observe(record.queue_s)
+        for told in self.on_answer:
+            told(record)
         self.overhead.observe(max(overhead_s, 0.0))
 
     def streaming(self, arm: str, arrived: float) -> "TokenTimes":

@@ -37,5 +37,7 @@ def test_list_and_export(data_dir: Path, tmp_path: Path):
     again = CliRunner().invoke(app, [*arguments, str(tmp_path / "peft"), "v0001"])
     assert again.exit_code != 0
     assert "not an empty folder" in again.output
+    outside = CliRunner().invoke(app, [*arguments, str(tmp_path / "x"), "../adapters/v0001"])
+    assert "is not a policy version" in outside.output
     unknown = CliRunner().invoke(app, [*arguments, str(tmp_path / "x"), "v0042"])
     assert "no version v0042" in unknown.output

@@ -107,7 +107,9 @@ def test_a_manifest_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-@pytest.mark.parametrize("name", ["../v0001", "v", "v1/../..", "latest"])
+@pytest.mark.parametrize(
+    "name", ["../v0001", "v", "v1/../..", "latest", "v\u0663", "v1\n", "v1\x00", "", "/etc", "v1/"]
+)
 def test_names_cannot_leave_the_directory(tmp_path: Path, name: str) -> None:
     with pytest.raises(AdapterError, match="not a policy version"):
         adapter_path(tmp_path, name)

@@ -1,6 +1,7 @@
 """Limits of a key over real gateways: what is admitted, what is said, what is settled."""
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -173,6 +174,28 @@ async def test_a_comparison_costs_all_its_arms(run: Run, make_config: MakeConfig
         assert spent > sum(arm["tokens"] for arm in arms)  # each arm read the prompt
         assert int(response.headers["x-ratelimit-remaining-tokens"]) == 10_000 - spent
         assert response.headers["x-ratelimit-remaining-requests"] == "9"
+
+
+@pytest.mark.parametrize(("path", "n"), [("/v1/distilled", 1), ("/v1/best-of-n", 4)])
+async def test_a_stream_is_settled_when_it_has_ended(
+    run: Run, make_config: MakeConfig, path: str, n: int
+) -> None:
+    async with run(make_config()) as running:
+        stopped(running)
+        limits = KeyLimits(tokens_per_minute=10_000, concurrency=1)
+        _, secret = await make_key(running, ["infer"], limits=limits)
+        options = {"stream_options": {"include_usage": True}}
+        streamed = await ask(running, secret, path, stream=True, max_tokens=50, **options)
+        assert streamed.status_code == 200
+        begun = int(streamed.headers["x-ratelimit-remaining-tokens"])
+        lines = [line.removeprefix("data: ") for line in streamed.text.splitlines()]
+        pieces = [json.loads(line) for line in lines if line.startswith("{")]
+        [usage] = [piece["usage"] for piece in pieces if piece.get("usage")]
+        # what was set aside; of a selection that was ready before its headers, what it did cost
+        assert begun == 10_000 - (usage["total_tokens"] if n > 1 else 1 + n * 50)
+        plain = await ask(running, secret, path)  # the stream's place was given up
+        spent = usage["total_tokens"] + plain.json()["usage"]["total_tokens"]
+        assert int(plain.headers["x-ratelimit-remaining-tokens"]) == 10_000 - spent
 
 
 async def test_concurrency_is_exact_and_places_come_back(

@@ -6,15 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
+from api_keys import bearer, make_key
 from pydantic import BaseModel
-from running_gateway import MakeConfig, Run
+from running_gateway import MakeConfig, Run, Running
 
 from bond_core.config import BondConfig
+from bond_core.store import KeyLimits
 from bond_server.metrics import Metrics
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 NAMED = set(re.findall(r"`([^`\n]+)`", DOCUMENT))
-OF_THE_GATEWAY = ("server", "admission", "store")
+OF_THE_GATEWAY = ("server", "access", "admission", "store", "tracing")
 """Sections of the configuration that an operator sets; all others are in configuration.md."""
 OF_THE_TRANSPORT = {"content-type", "content-length"}
 
@@ -61,8 +64,26 @@ async def test_every_header_of_an_answer_is_documented(run: Run, make_config: Ma
             await running.post("/v1/distilled", stream=True),
             await running.post("/v1/best-of-n", best_of=0),
             await running.client.get("/v1/models"),
+            await running.client.get("/v1/session"),
+            *await with_a_key(running),
             await running.client.get("/v1/best-of-n"),
         ]
     assert refused.status_code == 429
     sent = {name for response in responses for name in response.headers}
     assert sent - OF_THE_TRANSPORT - NAMED == set()
+
+
+async def with_a_key(running: Running) -> list[httpx.Response]:
+    """What a gateway with keys says that one without does not."""
+    limits = KeyLimits(requests_per_minute=1, tokens_per_minute=10_000)
+    _, secret = await make_key(running, ["infer"], limits=limits)
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    return [
+        *[
+            await running.client.post("/v1/distilled", json=body, headers=bearer(secret))
+            for _ in range(2)
+        ],
+        await running.client.post("/v1/session", headers=bearer(secret)),
+        await running.post("/v1/distilled"),
+        await running.client.get("/v1/policies", headers=bearer(secret)),
+    ]

@@ -203,3 +203,20 @@ def test_a_port_is_free_again_at_once() -> None:
 def test_a_host_that_does_not_resolve_is_told() -> None:
     with pytest.raises(ConfigError, match=r"server\.host 'no\.such\.host\.invalid'"):
         claim_socket("no.such.host.invalid", 0)
+
+
+async def test_sigterm_lets_streams_end(tmp_path: Path, rewards_file: Path) -> None:
+    config = write_config(tmp_path, rewards_file, delay_s=1.5)
+    with gateway(config) as (process, url):
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+            client.stream("POST", "/v1/distilled", json={**HI, "stream": True}) as response,
+        ):
+            lines = response.aiter_lines()
+            told = [await anext(lines)]
+            process.send_signal(signal.SIGTERM)
+            told += [line async for line in lines]
+        assert process.wait(10) == 0
+    assert response.status_code == 200
+    assert [line for line in told if line][-1] == "data: [DONE]"
+    assert [status for _, status in rows(config)] == ["ok"]

@@ -144,6 +144,19 @@ def shares(max_share: float, window: int, min_rows: int) -> ShareRule:
     return ShareRule(max_share=max_share, window=window, min_rows=min_rows)
 
 
+def test_shares_go_by_keys_where_they_are_told_to() -> None:
+    rule = ShareRule(
+        max_share=0.5, window=100, min_rows=1, unit_of=lambda row: row.key, reason="key_share"
+    )
+    asked_by = "aabaaab"  # a: 1, 2 while it is alone; then at most half of what is taken
+    rows = [
+        Row(str(i), (Message("user", str(i)),), 5, unit=f"user {i}", key=key)
+        for i, key in enumerate(asked_by)
+    ]
+    refused = [rule.refuse(row) for row in rows]
+    assert refused == [None, None, None, "key_share", "key_share", "key_share", None]
+
+
 def units(rule: ShareRule, asked_by: str) -> str:
     """One row per letter, which names its unit; `+` where it was taken."""
     refused = [rule.refuse(row(n, unit=unit)) for n, unit in enumerate(asked_by)]

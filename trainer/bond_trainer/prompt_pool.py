@@ -58,12 +58,14 @@ class PromptPool:
         """What became of every prompt offered, by reason."""
         return self._curator.counts + self._counts
 
-    def offer(self, prompt: TrainingPrompt, unit: str = "", arrived_at: float = 0.0) -> bool:
+    def offer(
+        self, prompt: TrainingPrompt, unit: str = "", arrived_at: float = 0.0, key: str = ""
+    ) -> bool:
         """Add a prompt unless there is a reason not to, which is counted; whether it was added.
 
         It may also end the quarantine of earlier ones.
         """
-        row = Row(prompt.id, prompt.messages, prompt.num_tokens, unit, arrived_at)
+        row = Row(prompt.id, prompt.messages, prompt.num_tokens, unit, arrived_at, key)
         decision = self._curator.offer(row)
         if decision.reason == "accepted":
             self._entries.append(_Entry(prompt))

@@ -119,7 +119,7 @@ class LogPrompts:
             self._seen.add(record.seq)
             self._lowest = min(self._lowest or record.seq, record.seq)
             self._highest = max(self._highest, record.seq)
-            self._pool.offer(_of_record(record), record.unit, record.created_at)
+            self._pool.offer(_of_record(record), record.unit, record.created_at, record.key or "")
         self._seen = {seq for seq in self._seen if seq > self._watermark}
         return len(records)
 

@@ -7,6 +7,7 @@ its own manifest, and renamed. Nothing changes it afterwards; a new version is a
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,11 +22,12 @@ MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 _TEMPORARY_PREFIX = ".writing-"
+_VERSION = re.compile(r"v[0-9]{1,9}")
 
 
 def adapter_path(adapters_dir: Path, version: str) -> Path:
     """Where a version lives. Raises `AdapterError` for a name that could leave the directory."""
-    if not (version.startswith("v") and version[1:].isdigit()):
+    if _VERSION.fullmatch(version) is None:
         raise AdapterError(f"{version!r} is not a policy version: expected a name such as v0007")
     return adapters_dir / version
 
@@ -81,9 +83,11 @@ def read_manifest(path: Path) -> Manifest:
 def verify_adapter(path: Path) -> Manifest:
     """Check that a directory is whole and unaltered, and return its manifest.
 
-    Raises `AdapterError` if a file is missing, the weights are not those that the manifest names,
-    the directory carries another version's manifest, or the adapter's configuration is not JSON.
+    Raises `AdapterError` if a file is missing or a link leads out of the adapters' directory, the
+    weights are not those that the manifest names, the directory carries another version's
+    manifest, or the adapter's configuration is not JSON.
     """
+    _refuse_links_out(path)
     manifest = read_manifest(path)
     _require_files(path, WEIGHTS_FILE, ADAPTER_CONFIG_FILE)
     if manifest.version != path.name:
@@ -114,6 +118,16 @@ def check_base(manifest: Manifest, base_revision: str) -> None:
             f"{manifest.base_revision[:12] or 'none'}, the model's folder is {base_revision[:12]}: "
             "put the old weights back, or start with a fresh data_dir"
         )
+
+
+def _refuse_links_out(path: Path) -> None:
+    home = path.parent.resolve()
+    for inside in (path, *(path.iterdir() if path.is_dir() else ())):
+        if not inside.resolve().is_relative_to(home):
+            raise AdapterError(
+                f"{inside} leads out of {home}, to {inside.resolve()}: a version is a directory "
+                "of its own files; remove the link"
+            )
 
 
 def _require_files(path: Path, *names: str) -> None:

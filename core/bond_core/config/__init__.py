@@ -34,6 +34,7 @@ from bond_core.config.serving import (
     SplitConfig,
     StoreConfig,
 )
+from bond_core.config.tracing import TracingConfig
 from bond_core.config.trainer import (
     CurationConfig,
     EvaluationConfig,
@@ -75,6 +76,7 @@ __all__ = [
     "SplitConfig",
     "StoreConfig",
     "SuiteConfig",
+    "TracingConfig",
     "TrainerConfig",
     "VllmEngineConfig",
     "WinnersConfig",

@@ -20,6 +20,7 @@ from bond_core.config.admission import AdmissionConfig
 from bond_core.config.engine import EngineConfig, LocalEngineConfig, ModelConfig
 from bond_core.config.scorer import ScorerConfig
 from bond_core.config.serving import ArmsConfig, SamplingConfig, ServerConfig, StoreConfig
+from bond_core.config.tracing import TracingConfig
 from bond_core.config.trainer import TrainerConfig
 from bond_core.errors import ConfigError
 
@@ -59,6 +60,7 @@ class BondConfig(BaseSettings):
     server: ServerConfig = ServerConfig()
     access: AccessConfig = AccessConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    tracing: TracingConfig = TracingConfig()
     store: StoreConfig = StoreConfig()
     trainer: TrainerConfig = TrainerConfig()
     data_dir: Path = Path("bond-data")

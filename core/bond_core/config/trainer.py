@@ -127,10 +127,13 @@ class CurationConfig(Section):
     max_unit_share: float = Field(default=0.2, gt=0, le=1)
     """Largest part of what is learned that comes from one unit; 1 for no bound. It holds while
     there are units enough to respect it (1 / share)."""
+    max_key_share: float = Field(default=1.0, gt=0, le=1)
+    """The same for one API key. No bound by default, for a key is often a whole application; set
+    one where keys are given to strangers."""
     share_window: int = Field(default=4096, ge=1)
     """Rows of the log over which that part is taken."""
     min_unit_rows: int = Field(default=256, ge=0)
-    """Rows in the window that a unit may always have."""
+    """Rows in the window that a unit, or a key, may always have."""
     spike_window: int = Field(default=256, ge=8)
     """Recent rows, compared with the eight times as many before them."""
     spike_share: float = Field(default=0.25, gt=0, le=1)

@@ -14,7 +14,8 @@ from starlette.types import Message, Receive
 from bond_core.config import AccessConfig
 from bond_core.errors import InvalidRequestError
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+"""A string, or what follows a quote that nothing closes: so it always matches, in linear time."""
 _TO_BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 

@@ -36,6 +36,7 @@ class LogRules:
 
     regularity: RegularityRule
     shares: ShareRule
+    key_shares: ShareRule
     spikes: SpikeRule
 
 
@@ -43,8 +44,8 @@ class Curator:
     """Judges rows one after the other; the first rule that refuses gives the reason.
 
     The order: `empty`, `held_out`, `too_short` or `too_long`, `health_check` (by the list, then by
-    regularity), `duplicate`, `unit_share`, `quarantined`. A row that an earlier rule refuses is
-    not seen by later ones, so refused rows use up no share and make no spike.
+    regularity), `duplicate`, `unit_share`, `key_share`, `quarantined`. A row that an earlier rule
+    refuses is not seen by later ones, so refused rows use up no later share and make no spike.
 
     `counts` has the rows by reason, and of those quarantined how many were `released` (which are
     in `accepted` too) or dropped as `spike`.
@@ -87,6 +88,7 @@ class Curator:
         if self._log is not None:
             state["regularity"] = self._log.regularity.state()
             state["shares"] = self._log.shares.state()
+            state["key_shares"] = self._log.key_shares.state()
             state["spikes"] = self._log.spikes.state()
         return state
 
@@ -97,6 +99,7 @@ class Curator:
         if self._log is not None:
             self._log.regularity.restore(state["regularity"])
             self._log.shares.restore(state["shares"])
+            self._log.key_shares.restore(state["key_shares"])
             self._log.spikes.restore(state["spikes"])
 
     def _refuse(self, row: Row) -> tuple[str | None, str | None]:
@@ -110,7 +113,7 @@ class Curator:
                 return reason, self._log.regularity.first_of(row)
         reason = reason or self._duplicates.refuse(row)
         if reason is None and self._log is not None:
-            reason = self._log.shares.refuse(row)
+            reason = self._log.shares.refuse(row) or self._log.key_shares.refuse(row)
         return reason, None
 
     def _end_quarantines(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -135,6 +138,13 @@ def log_curator(config: TrainerConfig, held_out: Collection[str]) -> Curator:
             max_share=curation.max_unit_share,
             window=curation.share_window,
             min_rows=curation.min_unit_rows,
+        ),
+        ShareRule(
+            max_share=curation.max_key_share,
+            window=curation.share_window,
+            min_rows=curation.min_unit_rows,
+            unit_of=lambda row: row.key,
+            reason="key_share",
         ),
         SpikeRule(
             window=curation.spike_window,

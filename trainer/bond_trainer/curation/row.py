@@ -17,3 +17,5 @@ class Row:
     """Who asked, as the gateway logged it; empty where nobody is known (a file)."""
     arrived_at: float = 0.0
     """Unix seconds."""
+    key: str = ""
+    """The API key that asked, by its id; empty where there is none."""

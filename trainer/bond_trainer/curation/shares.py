@@ -1,8 +1,8 @@
-"""No unit makes up more than its share of what is learned."""
+"""No unit, and no API key, makes up more than its share of what is learned."""
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bond_trainer.curation.identity import unit_key
@@ -10,7 +10,8 @@ from bond_trainer.curation.row import Row
 
 
 class ShareRule:
-    """Bounds each unit's part of the rows taken out of the last `window` rows that came here.
+    """Bounds each unit's part of the rows taken out of the last `window` rows that came here; what
+    a unit is, `unit_of` says: who asked, or the API key that they asked by.
 
     A unit's row is taken while, with it, the unit has at most max(`min_rows`, `max_share` x rows
     taken, this one included, rounded up) of them; rounded up, the unit with the fewest rows is
@@ -20,7 +21,17 @@ class ShareRule:
     A request that names no unit is a unit of its own, and never refused.
     """
 
-    def __init__(self, *, max_share: float, window: int, min_rows: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_share: float,
+        window: int,
+        min_rows: int,
+        unit_of: Callable[[Row], str] = lambda row: row.unit,
+        reason: str = "unit_share",
+    ) -> None:
+        self._unit_of = unit_of
+        self._reason = reason
         self._max_share = max_share
         self._window = window
         self._min_rows = min_rows
@@ -33,8 +44,8 @@ class ShareRule:
         self._num_taken = 0
 
     def refuse(self, row: Row) -> str | None:
-        """`unit_share`, or None. The row moves the window either way."""
-        unit = unit_key(row.unit or row.id)
+        """The reason, or None. The row moves the window either way."""
+        unit = unit_key(self._unit_of(row) or row.id)
         while len(self._rows) >= self._window:
             self._drop_oldest()
         units = len(self._seen) + (unit not in self._seen)
@@ -42,7 +53,7 @@ class ShareRule:
         binds = units >= _ceil(1 / self._max_share)
         taken = not binds or self._taken[unit] + 1 <= limit
         self._push(unit, taken)
-        return None if taken else "unit_share"
+        return None if taken else self._reason
 
     def state(self) -> dict[str, Any]:
         """JSON values."""

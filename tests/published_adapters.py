@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bond_core.adapters import Manifest, ProbeCase, adapter_path, write_adapter
@@ -27,6 +27,7 @@ async def publish(
     save: Callable[[Path], object] = fake_weights,
     parent: str = REFERENCE_VERSION,
     tokenizer_sha256: str | None = None,
+    log_window: Mapping[str, int] | None = None,
 ) -> Path:
     """Write the directory of one version, with a true probe; returns it."""
     engine = build_engine(config.engine, config.model)
@@ -48,6 +49,7 @@ async def publish(
             created_at=time.time(),
             objective={"type": "jbond"},
             sampling=config.sampling.model_dump(),
+            log_window=dict(log_window or {}),
             probe=[await _case(engine, text, version, parent) for text in PROBE_PROMPTS],
         )
     finally:

@@ -3,7 +3,8 @@
     BondError
     ├── InvalidRequestError         the caller's mistake; `param` names the field
     │   ├── PromptTooLongError
-    │   └── UnknownModelError       no such model id or policy version
+    │   ├── UnknownModelError       no such model id or policy version
+    │   └── UnknownCompletionError  no completion of that id is stored
     ├── ConfigError                 a configuration file, flag or variable is wrong
     ├── ModelLoadError              a model or reward model cannot be loaded
     ├── AdapterError                an adapter directory is incomplete, altered or does not fit
@@ -29,6 +30,11 @@ class BondError(Exception):
         """The text for people."""
         return str(self)
 
+    @property
+    def loggable(self) -> str:
+        """The text for a log, which never holds what somebody wrote or was answered."""
+        return self.message
+
 
 class InvalidRequestError(BondError):
     """The request is wrong; `param` is the field that is at fault, if one is."""
@@ -51,6 +57,18 @@ class UnknownModelError(InvalidRequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="model", code="model_not_found")
+
+
+class UnknownCompletionError(InvalidRequestError):
+    """No completion of that id is stored."""
+
+    def __init__(self, completion_id: str) -> None:
+        super().__init__(
+            f"there is no stored completion {completion_id!r}: it never was, its request said "
+            "store: false, or it was deleted",
+            param="completion_id",
+            code="completion_not_found",
+        )
 
 
 class ConfigError(BondError):
@@ -82,7 +100,19 @@ class DeadlineError(BondError):
 
 
 class ScoringError(BondError):
-    """The scorer failed or returned something that is not a finite number."""
+    """The scorer failed or returned something that is not a finite number.
+
+    `loggable` is the message without what the scorer itself said, which may quote a conversation.
+    """
+
+    def __init__(self, message: str, loggable: str | None = None) -> None:
+        super().__init__(message)
+        self._loggable = loggable
+
+    @property
+    def loggable(self) -> str:
+        """The text for a log."""
+        return self.message if self._loggable is None else self._loggable
 
 
 class ScorerUnavailableError(ScoringError):

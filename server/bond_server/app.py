@@ -21,10 +21,12 @@ from bond_server.routes import (
     completions,
     distilled,
     health,
+    keeping,
     metrics,
     models,
     policies,
     session,
+    stored,
     training,
 )
 from bond_server.shedding import SheddingMiddleware
@@ -42,6 +44,8 @@ ROUTERS = (
     models.router,
     policies.router,
     training.router,
+    stored.router,
+    keeping.router,
     session.router,
     health.router,
     metrics.router,

@@ -24,6 +24,7 @@ from bond_core.errors import (
     PromptTooLongError,
     ScoringError,
     StoreUnavailableError,
+    UnknownCompletionError,
     UnknownModelError,
     UnknownVersionError,
 )
@@ -57,6 +58,12 @@ class Mapped:
 
 
 ERROR_TABLE: tuple[Mapped, ...] = (
+    Mapped(
+        UnknownCompletionError,
+        HTTPStatus.NOT_FOUND,
+        "invalid_request_error",
+        "completion_not_found",
+    ),
     Mapped(InvalidKeyError, HTTPStatus.UNAUTHORIZED, "invalid_request_error", "invalid_api_key"),
     Mapped(MissingScopeError, HTTPStatus.FORBIDDEN, "invalid_request_error", "missing_scope"),
     Mapped(CsrfError, HTTPStatus.FORBIDDEN, "invalid_request_error", "csrf_token_missing"),
@@ -207,7 +214,7 @@ def _told(scope: Scope, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
     coded = isinstance(error, InvalidRequestError | OverloadedError)
     code = error.code if coded and error.code else row.code
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s %s: %s", scope["method"], scope["path"], error.message)
+        logger.error("%s %s: %s", scope["method"], scope["path"], error.loggable)
     return ErrorBody(message=error.message, type=row.type, param=param, code=code), row.status
 
 

@@ -25,6 +25,9 @@ from bond_server.services.idempotency import Idempotency
 from bond_server.services.models import Models
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
+from bond_server.services.redaction import Redactor, load_redactor
+from bond_server.services.retention import Retention
+from bond_server.services.stored import StoredService
 
 if TYPE_CHECKING:
     from bond_server.tracing.spans import Tracing
@@ -51,6 +54,8 @@ class Gateway:
     after_answer: AfterAnswer
     controller: Controller
     idempotency: Idempotency
+    stored: StoredService
+    retention: Retention
     background: Background
     gatekeeper: Gatekeeper
     started_at: float
@@ -88,7 +93,10 @@ async def open_gateway(
             await _open_scorer(config.judge, stack) if config.judge else None,
             await _open_scorer(config.gold, stack) if config.gold else None,
         )
-        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper, tracing)
+        redactor = load_redactor(config.store.redact, config.store.redact_timeout_s)
+        if redactor is not None:
+            stack.push_async_callback(redactor.close)
+        gateway = _assemble(config, metrics, store, engine, judges, gatekeeper, redactor, tracing)
         await gateway.controller.restore()
         stack.push_async_callback(gateway.controller.close)
         loops = [
@@ -98,6 +106,7 @@ async def open_gateway(
             asyncio.create_task(gatekeeper.keyring.run(), name="keys"),
             asyncio.create_task(gatekeeper.limiter.run(), name="limits"),
             asyncio.create_task(gateway.idempotency.run(), name="idempotency"),
+            asyncio.create_task(gateway.retention.run(), name="retention"),
         ]
         try:
             yield gateway
@@ -123,6 +132,7 @@ def _assemble(
     engine: Engine,
     judges: Judges,
     gatekeeper: Gatekeeper,
+    redactor: Redactor | None,
     tracing: "Tracing | None",
 ) -> Gateway:
     metrics.model_info.labels(engine.info.base_model).set(1)
@@ -161,7 +171,7 @@ def _assemble(
         sampled_by,
         selected_by,
         policies,
-        Recording(store.completions, config, metrics, background),
+        Recording(store.completions, config, metrics, background, redactor),
         after_answer,
         arms,
         metrics,
@@ -186,6 +196,8 @@ def _assemble(
             keep_s=config.store.retention.replay_hours * 3600,
             wait_s=config.server.idempotency_wait_s,
         ),
+        stored=StoredService(store),
+        retention=Retention(store, config.store.retention, metrics),
         background=background,
         gatekeeper=gatekeeper,
         started_at=time.time(),

@@ -107,6 +107,10 @@ class Metrics:
         self.log_rows = counter(
             "log_rows_total", "Rows committed to the log; equals requests.", "arm", "status"
         )
+        self.expired = counter("expired_total", "What retention has deleted.", "kind")
+        self.redactions = counter(
+            "redactions_total", "Rows that the redaction function saw.", "outcome"
+        )
         self.idempotent_requests = counter(
             "idempotent_requests_total", "Requests with an Idempotency-Key.", "outcome"
         )

@@ -103,7 +103,9 @@ async def test_no_request_gets_what_is_not_documented(
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [o for o in OPERATIONS if o[0] == "POST" and o[1] != "/v1/session"]
+    ("method", "path"),
+    # of the others, what can be answered depends on what is there
+    [o for o in OPERATIONS if o[0] == "POST" and o[1] != "/v1/session" and "{" not in o[1]],
 )
 async def test_requests_that_can_be_answered_get_the_documented_answer(
     method: str, path: str, serve: Serve, make_config: MakeConfig

@@ -11,7 +11,7 @@ from tiny_training import config_of, messages_of
 from bond_core.config import TrainerConfig
 from bond_core.errors import ConfigError
 from bond_core.holdout import Split, split_of
-from bond_core.store import CompletionRecord, Store, open_store
+from bond_core.store import CompletionRecord, Origin, Store, open_store
 from bond_core.types import Arm, Candidate, Completion, Message, SamplingParams
 from bond_trainer.curation import log_curator
 from bond_trainer.held_out import held_out_openings
@@ -291,3 +291,31 @@ async def test_candidates_of_the_reference_come_with_their_prompt_once(store: St
     assert [first[q] for q in questions[1:] if q in first] == [(), ()]
     again = {p.messages: p.logged for p in await prompts.take(3)}
     assert again[questions[0]] == ()
+
+
+async def test_what_is_deleted_is_not_learned_from_any_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bond_trainer.prompts.LOOK_EVERY_S", 0.0)
+    for number in range(8):
+        words = (Message("user", f"question {number}"),)
+        asked = row(number, words, Split.TRAIN)
+        await store.completions.record(
+            replace(asked, split=Split.TRAIN, origin=Origin(user=f"user {number % 2}"))
+        )
+    prompts = source(store)
+    first = await prompts.take(1)
+    before = set(prompts._pool.names)
+    await store.deletions.delete_user("user 1")
+    await store.deletions.expire_contents(before=3.0, limit=10)  # rows 0 and 2
+    kept = {"row-4", "row-6"}
+
+    [then] = await prompts.take(1)
+
+    assert len(first) == 1
+    assert then.id in kept
+    assert prompts.counts["deleted"] == len(before - kept)
+    assert set(prompts._pool.names) <= kept
+    resumed = source(store)
+    await resumed.restore(prompts.state())
+    assert set(resumed._pool.names) == set(prompts._pool.names)

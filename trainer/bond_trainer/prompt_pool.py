@@ -5,7 +5,7 @@ of the checkpoint, so that a restarted learner goes on where it was, and no prom
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,6 +138,18 @@ class PromptPool:
             for prompt_id in state["quarantined"]
             if prompt_id in prompts
         }
+
+    @property
+    def names(self) -> list[str]:
+        """The ids of all prompts that are held."""
+        return [entry.prompt.id for entry in self._entries] + list(self._quarantined)
+
+    def forget(self, gone: Collection[str]) -> None:
+        """Drop prompts that were deleted from their source; counted as `deleted`."""
+        self._counts["deleted"] += len(set(self.names) & set(gone))
+        self._entries = [entry for entry in self._entries if entry.prompt.id not in gone]
+        for prompt_id in gone:
+            self._quarantined.pop(prompt_id, None)
 
     def _withdraw(self, prompt_id: str) -> None:
         left = [entry for entry in self._entries if entry.prompt.id != prompt_id]

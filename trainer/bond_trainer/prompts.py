@@ -1,6 +1,7 @@
 """Where training prompts come from: the log of served traffic, or a file."""
 
 import json
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
@@ -20,6 +21,8 @@ LATE_ROWS = 1024
 """How far below the highest row seen a row may still appear: databases hand out row numbers
 before they commit, so that rows become visible out of order."""
 MIN_CLAIM = 256
+LOOK_EVERY_S = 30.0
+"""How long a prompt may be held whose row was deleted."""
 
 
 class PromptSource(Protocol):
@@ -73,6 +76,7 @@ class LogPrompts:
         self._pool = pool
         self._holder = holder
         self._lease_s = lease_s
+        self._looked_at = time.monotonic()
         self._seen: set[int] = set()
         self._lowest = 0
         """First row seen; 0 before there is one."""
@@ -91,6 +95,7 @@ class LogPrompts:
 
     async def take(self, count: int) -> list[TrainingPrompt]:
         """Fresh rows first; earlier ones again when training runs ahead of the traffic."""
+        await self._drop_deleted()
         while self._pool.num_fresh < count and await self._claim(max(count, MIN_CLAIM)) > 0:
             pass
         return self._pool.take(count)
@@ -110,6 +115,16 @@ class LogPrompts:
         records = await self._store.completions.get_many(named_prompts(state["pool"]))
         prompts = {record.id: _of_record(record) for record in records if record.messages}
         self._pool.restore(state["pool"], prompts)
+
+    async def _drop_deleted(self) -> None:
+        """What was deleted from the log, or has outlived its content, is learned from no more."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        names = self._pool.names
+        if gone := set(names) - await self._store.completions.with_content(names):
+            self._pool.forget(gone)
 
     async def _claim(self, limit: int) -> int:
         records = await self._store.completions.claim(

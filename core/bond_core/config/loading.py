@@ -165,7 +165,8 @@ def _read_file(path: Path) -> dict[str, Any]:
                          ("gold", "path")):  # fmt: skip
         _resolve(values.get(section), key, path.parent)
     for section in ("scorer", "judge", "gold"):
-        _resolve_function(values.get(section), path.parent)
+        _resolve_function(values.get(section), "function", path.parent)
+    _resolve_function(values.get("store"), "redact", path.parent)
     _resolve(values, "data_dir", path.parent)
     trainer = values.get("trainer")
     if isinstance(trainer, dict):
@@ -200,13 +201,13 @@ def _resolve(section: object, key: str, base: Path) -> None:
             holder[key] = str(base / Path(holder[key]).expanduser())
 
 
-def _resolve_function(section: object, base: Path) -> None:
+def _resolve_function(section: object, key: str, base: Path) -> None:
     if isinstance(section, dict):
         holder = cast(dict[str, Any], section)
-        target = holder.get("function")
+        target = holder.get(key)
         if isinstance(target, str) and ".py:" in target:
             file, _, name = target.rpartition(":")
-            holder["function"] = f"{base / Path(file).expanduser()}:{name}"
+            holder[key] = f"{base / Path(file).expanduser()}:{name}"
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:

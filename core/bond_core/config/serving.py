@@ -107,3 +107,9 @@ class StoreConfig(Section):
     queue_rows: int = Field(default=2048, ge=1)
     """Most rows that wait for a slow database; over it an answer becomes an error at once."""
     retention: RetentionConfig = RetentionConfig()
+    redact: str = Field(default="", pattern=r"^(.+:[A-Za-z_]\w*)?$")
+    """`path/to/file.py:function` or `package.module:function`, given the texts of a row (a list of
+    strings) before it is stored; it returns what may be kept of each. Answers are sent as drawn."""
+    redact_timeout_s: float = Field(default=5.0, gt=0)
+    """Seconds that one call of it may take; after that, and after an error of its own, the row is
+    kept without content."""

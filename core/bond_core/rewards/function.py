@@ -141,7 +141,9 @@ class FunctionScorer:
         if isinstance(returned, Raised):
             raise ScoringError(
                 f"reward function {self._target} raised "
-                f"{type(returned.error).__name__}: {returned.error}"
+                f"{type(returned.error).__name__}: {returned.error}",
+                f"reward function {self._target} raised {type(returned.error).__name__}; what it "
+                "said is in the row",
             ) from returned.error
         return returned
 
@@ -152,7 +154,9 @@ class FunctionScorer:
         if not isinstance(values, list | tuple):
             raise ScoringError(
                 f"reward function {self._target} returned {_shown(returned)}; it must return a "
-                f"list of {count} numbers"
+                f"list of {count} numbers",
+                f"reward function {self._target} returned no list of {count} numbers but a value "
+                f"of type {type(returned).__name__}",
             )
         scores = cast("Sequence[object]", values)
         if len(scores) != count:
@@ -168,7 +172,9 @@ class FunctionScorer:
         except (TypeError, ValueError) as error:
             raise ScoringError(
                 f"reward function {self._target} returned {_shown(value)} for completion {index}; "
-                "every score must be a number"
+                "every score must be a number",
+                f"reward function {self._target} returned a value of type {type(value).__name__} "
+                f"for completion {index}; every score must be a number",
             ) from error
         except OverflowError:  # an integer beyond the largest float
             number = math.inf

@@ -162,6 +162,20 @@ class Completions:
 
         return await self._database.read(select)
 
+    async def with_content(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids whose rows are there with their content."""
+
+        def select(connection: Connection) -> set[str]:
+            found: set[str] = set()
+            for chunk in in_chunks(ids):
+                kept = sa.select(completions.c.id).where(
+                    completions.c.id.in_(chunk), completions.c.has_content
+                )
+                found.update(connection.execute(kept).scalars())
+            return found
+
+        return await self._database.read(select)
+
     async def unscored(self, limit: int, *, after_seq: int = 0) -> list[CompletionRecord]:
         """Answered rows with their content kept that lack a score, oldest first.
 

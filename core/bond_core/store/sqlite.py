@@ -132,6 +132,7 @@ class SQLiteDatabase:
             )
         connection.execute(f"PRAGMA synchronous={self._synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA secure_delete=ON")  # what is deleted is not left in free pages
         connection.execute(f"PRAGMA journal_size_limit={_WAL_KEPT_BYTES}")
         if reads_only:
             connection.execute("PRAGMA query_only=ON")

@@ -12,6 +12,7 @@ from bond_core.store.access import Access
 from bond_core.store.attempts import Attempts
 from bond_core.store.completions import Completions
 from bond_core.store.database import Database, Durability
+from bond_core.store.deletions import Deletions
 from bond_core.store.evaluations import Evaluations
 from bond_core.store.gateway_lock import GatewayLock
 from bond_core.store.idempotency import IdempotencyKeys
@@ -20,6 +21,7 @@ from bond_core.store.leases import Leases
 from bond_core.store.migrate import MIGRATION_TIMEOUT_S, require_current, upgrade
 from bond_core.store.policies import Policies
 from bond_core.store.sqlite import SQLiteDatabase, database_file
+from bond_core.store.stored import StoredCompletions
 from bond_core.store.training import Training
 
 
@@ -37,6 +39,8 @@ class Store:
     key_usage: KeyUsage
     attempts: Attempts
     idempotency: IdempotencyKeys
+    stored: StoredCompletions
+    deletions: Deletions
     gateway_lock: GatewayLock | None = field(default=None)
 
     @property
@@ -102,6 +106,8 @@ async def open_store(
         key_usage=KeyUsage(database, clock),
         attempts=Attempts(database),
         idempotency=IdempotencyKeys(database, clock),
+        stored=StoredCompletions(database),
+        deletions=Deletions(database, clock),
         gateway_lock=lock,
     )
 

@@ -170,7 +170,7 @@ class AfterAnswer:
                 return {id_: value for found in alone for id_, value in found.items()}
             self._metrics.follow_up_failures.labels(step).inc()
             logger.warning(
-                "answers have no %s: %s", step, error.message, extra={"fields": {"id": rows[0].id}}
+                "answers have no %s: %s", step, error.loggable, extra={"fields": {"id": rows[0].id}}
             )
             return {}
         return {row.id: value for row, value in zip(rows, values, strict=True)}
@@ -197,7 +197,7 @@ class AfterAnswer:
         except BondError as error:
             self._metrics.follow_up_failures.labels("log_ratio").inc()
             logger.warning(
-                "answers have no log-ratio: %s", error.message, extra={"fields": {"id": row.id}}
+                "answers have no log-ratio: %s", error.loggable, extra={"fields": {"id": row.id}}
             )
             return None
         ratio = sum(policy) - sum(reference)

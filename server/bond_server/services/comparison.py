@@ -81,7 +81,7 @@ class ComparisonService:
                     [judged_as(r.messages) for r in missing], [first_text(r) for r in missing]
                 )
             except ScoringError as error:
-                logger.warning("a comparison is without scores: %s", error.message)
+                logger.warning("a comparison is without scores: %s", error.loggable)
             else:
                 found = {r.id: value for r, value in zip(missing, values, strict=True)}
                 for id_, value in found.items():

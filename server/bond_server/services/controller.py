@@ -93,7 +93,7 @@ class Controller:
                 await self.tick()
                 self._complaint = ""
             except BondError as error:
-                self._complain(f"policy update postponed: {error.message}")
+                self._complain(f"policy update postponed: {error.loggable}")
             except Exception:
                 logger.exception("the controller failed; it goes on")
             await asyncio.sleep(self._poll_s)
@@ -116,7 +116,7 @@ class Controller:
                     if tried := await self._after_answer.sweep():
                         logger.info("measured %d answers that had been missed", tried)
             except StoreUnavailableError as error:
-                logger.warning("sweep postponed: %s", error.message)
+                logger.warning("sweep postponed: %s", error.loggable)
             except Exception:
                 logger.exception("the sweep failed; it goes on")
             await asyncio.sleep(1.0)
@@ -143,7 +143,7 @@ class Controller:
             try:
                 await self._registry.load(version)
             except REFUSALS as error:
-                logger.error("refused %s: %s", version, error.message)
+                logger.error("refused %s: %s", version, error.loggable)
                 await self._store.policies.move(
                     version, PolicyState.CHALLENGER, PolicyState.REJECTED, error.message
                 )

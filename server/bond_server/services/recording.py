@@ -15,6 +15,7 @@ from bond_server.ids import fingerprint_of, uuid7
 from bond_server.metrics import Metrics
 from bond_server.services.ask import Ask, Plan
 from bond_server.services.background import Background
+from bond_server.services.redaction import RedactionError, Redactor
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +29,13 @@ class Recording:
         config: BondConfig,
         metrics: Metrics,
         background: Background,
+        redactor: Redactor | None = None,
     ) -> None:
         self._completions = completions
         self._keep_content = config.server.log_content
         self._train_by_default = config.server.train_on_traffic
         self._standard = config.sampling.params()
+        self._redactor = redactor
         self._metrics = metrics
         self._background = background
 
@@ -62,7 +65,7 @@ class Recording:
             keep_content=keep,
             origin=ask.origin,
             system_fingerprint=fingerprint_of(plan.version),
-            stored=consent and keep,
+            stored=consent and keep and raw_prompt(ask.messages) is None,
         )
 
     async def commit(self, record: CompletionRecord, settlement: Settlement | None = None) -> None:
@@ -70,8 +73,8 @@ class Recording:
 
         Raises `StoreUnavailableError`.
         """
-        row = record if record.keep_content else without_content(record)
-        if settlement is not None and not row.messages:
+        row = await self._kept(record)
+        if settlement is not None and (row.redacted or not row.messages):
             settlement = settlement.without_answer()
         try:
             await self._completions.record(row, settlement)
@@ -79,6 +82,21 @@ class Recording:
             self._metrics.requests.labels(record.arm.value, "failed").inc()
             raise
         self._metrics.log_rows.labels(record.arm.value, record.status).inc()
+
+    async def _kept(self, record: CompletionRecord) -> CompletionRecord:
+        """What of the record is stored: all of it, with other words, or without content."""
+        if not record.keep_content:
+            return without_content(record)
+        if self._redactor is None:
+            return record
+        try:
+            row = await self._redactor.redacted(record)
+        except RedactionError as error:
+            logger.error("row %s is kept without content: %s", record.id, error)
+            self._metrics.redactions.labels("failed").inc()
+            return without_content(record)
+        self._metrics.redactions.labels("changed" if row.redacted else "unchanged").inc()
+        return row
 
     async def commit_failure(self, draft: CompletionRecord, started: float, error: str) -> None:
         """Record an answer that could not be made; it counts in its arm.
@@ -150,4 +168,5 @@ def without_content(record: CompletionRecord) -> CompletionRecord:
         may_train=False,
         stored=False,
         origin=replace(record.origin, metadata={}),
+        error=None if record.error is None else record.error.partition(":")[0],
     )

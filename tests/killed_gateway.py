@@ -86,10 +86,10 @@ def write_config(folder: Path, url: str, durability: str = "process") -> Path:
 class Nursery:
     """Starts gateways quickly; each is a process to be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         path = os.pathsep.join(str(ROOT / package) for package in PACKAGES)
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "gateway_nursery.py")],
+            [sys.executable, str(ROOT / "tests" / "gateway_nursery.py"), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
@@ -109,7 +109,9 @@ class Nursery:
         return int(pid), url
 
     async def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        """Signal a gateway and wait until it is gone."""
+        """Signal a gateway, if it lives, and wait until it is gone."""
+        if pid not in self._living:
+            return
         os.kill(pid, number)
         with contextlib.suppress(ProcessLookupError):
             while True:

@@ -15,7 +15,7 @@ from stored import best_of_n, completion
 
 from bond_core.config import BondConfig, RetentionConfig
 from bond_core.store import Store
-from bond_core.types import Arm, PolicyState
+from bond_core.types import Arm, PolicyState, SamplingParams
 from bond_server.metrics import Metrics
 from bond_server.services.retention import DAY_S, Retention
 
@@ -30,7 +30,14 @@ def retention(store: Store, **config: Any) -> Retention:
 
 async def aged(store: Store) -> None:
     await store.completions.record_many(
-        best_of_n(f"{days} days", 2, created_at=NOW - days * DAY_S, stored=True, error="quoted")
+        best_of_n(
+            f"{days} days",
+            2,
+            created_at=NOW - days * DAY_S,
+            stored=True,
+            error="quoted",
+            params=SamplingParams(stop=("a word",), further={"tools": ["words"]}, seed=3),
+        )
         for days in DAYS
     )
 
@@ -52,6 +59,7 @@ async def test_content_and_rows_have_lifetimes_of_their_own(
     assert (emptied.score, emptied.best_of, emptied.latency_s) == (1.0, 2, 0.1)
     assert (emptied.stored, emptied.may_train, emptied.error) == (False, False, None)
     assert emptied.chosen_tokens == 0
+    assert emptied.params == SamplingParams(seed=3)
     assert [r.id for r in await store.completions.claim("t", 10, 60.0)] == ["1 days"]
     assert [r.id for r in await store.completions.winners(2, 10)] == ["1 days"]
     assert await store.completions.unscored(10) == []

@@ -88,6 +88,7 @@ def _texts(record: CompletionRecord) -> Iterator[str]:
         yield candidate.completion.text
         yield candidate.completion.reasoning
         yield from (call.arguments for call in candidate.completion.tool_calls)
+    yield from record.params.stop
     yield record.error or ""
 
 
@@ -115,6 +116,7 @@ def _with_texts(record: CompletionRecord, texts: Iterator[str]) -> CompletionRec
         record,
         messages=tuple(messages),
         candidates=tuple(candidates),
+        params=replace(record.params, stop=tuple(next(texts) for _ in record.params.stop)),
         error=next(texts) or None,
     )
 

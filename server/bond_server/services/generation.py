@@ -147,7 +147,8 @@ class GenerationService:
     async def _admitted(self, begun: Begun) -> AsyncGenerator[Begun]:
         """Hold the places of a request's candidates, its row's commit included; the row says how
         long it waited for them."""
-        async with self._admission.admitted(begun.plan.best_of) as queue_s:
+        within_s = self._remaining_s(begun)
+        async with self._admission.admitted(begun.plan.best_of, within_s) as queue_s:
             yield replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
 
     async def _finish(

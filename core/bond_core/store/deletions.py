@@ -211,6 +211,7 @@ def _empty(connection: Connection, seqs: Sequence[int]) -> None:
         )
     )
     connection.execute(completion_metadata.delete().where(completion_metadata.c.seq.in_(seqs)))
+    _empty_params(connection, seqs)
     connection.execute(
         completions.update()
         .where(_row.seq.in_(seqs))
@@ -224,6 +225,15 @@ def _empty(connection: Connection, seqs: Sequence[int]) -> None:
             error=None,  # it may quote what was said
         )
     )
+
+
+def _empty_params(connection: Connection, seqs: Sequence[int]) -> None:
+    """Take stop strings, tools and documents out of sampling parameters: they are words too."""
+    found = connection.execute(sa.select(_row.seq, _row.params).where(_row.seq.in_(seqs))).all()
+    for seq, params in found:
+        if params.get("stop") or params.get("further"):
+            emptied = {**params, "stop": [], "further": {}}
+            connection.execute(completions.update().where(_row.seq == seq).values(params=emptied))
 
 
 def _last_seq(connection: Connection) -> int:

@@ -61,10 +61,11 @@ class Admission:
         return self._waiting_rows
 
     @asynccontextmanager
-    async def admitted(self, rows: int) -> AsyncGenerator[float]:
+    async def admitted(self, rows: int, within_s: float | None = None) -> AsyncGenerator[float]:
         """Hold places for a request of so many rows; gives the seconds that it waited for them.
 
-        Raises `OverloadedError` at once if the queue is full, or after the longest wait. A request
+        Raises `OverloadedError` at once if the queue is full, or after the longest wait, which is
+        no longer than `within_s`: nobody waits for a place beyond its own deadline. A request
         that is cancelled leaves the queue, or gives its places back, at once. One of more rows than
         there are places takes them all.
         """
@@ -72,7 +73,7 @@ class Admission:
         queue_s = 0.0
         if self._queue or self._running_rows + cost > self._max_rows:
             arrived = time.perf_counter()
-            await self._wait(cost)
+            await self._wait(cost, within_s)
             queue_s = time.perf_counter() - arrived
         else:
             self._take(cost)
@@ -94,22 +95,24 @@ class Admission:
     def _is_full(self) -> bool:
         return self._waiting_rows >= self._max_waiting_rows
 
-    async def _wait(self, cost: int) -> None:
+    async def _wait(self, cost: int, within_s: float | None) -> None:
         if self._is_full:
             raise self._refused_by_queue()
+        longest_s, why = self._max_wait_s, "admission.max_wait_s"
+        if within_s is not None and within_s < longest_s:
+            longest_s, why = max(within_s, 0.0), "the request's deadline"
         waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._count_waiting(cost)
         try:
-            async with asyncio.timeout(self._max_wait_s):
+            async with asyncio.timeout(longest_s):
                 await waiting.place
         except BaseException as error:
             self._leave(waiting)
             if isinstance(error, TimeoutError):
                 raise self._refused(
                     QUEUE_TIMEOUT,
-                    f"the gateway is busy: no place came free within {self._max_wait_s:g} s "
-                    "(admission.max_wait_s)",
+                    f"the gateway is busy: no place came free within {longest_s:.3g} s ({why})",
                 ) from None
             self._metrics.admission_refused.labels(LEFT).inc()
             raise

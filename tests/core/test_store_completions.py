@@ -226,3 +226,14 @@ async def test_prompts_of_a_split(store: Store) -> None:
     )
     assert await store.completions.prompts_of(Split.GATE, 10) == [asked[0], asked[2]]
     assert await store.completions.prompts_of(Split.GATE, 1) == [asked[0]]
+
+
+async def test_raw_text_is_no_prompt_to_measure_conversations_by(store: Store) -> None:
+    raw, asked = (Message("prompt", "Once upon"),), (Message("user", "Once upon"),)
+    await store.completions.record_many(
+        [
+            completion("a", messages=raw, split=Split.GATE, standard_sampling=False),
+            completion("b", messages=asked, split=Split.GATE),
+        ]
+    )
+    assert await store.completions.prompts_of(Split.GATE, 10) == [asked]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bond_core.engines.base import Partial
 from bond_core.engines.vllm import answers, wire
 from bond_core.engines.vllm.releases import release_of, why_unsafe
 from bond_core.errors import EngineUnavailableError
@@ -237,3 +238,42 @@ def test_a_server_that_hides_its_release_may_not_swap() -> None:
 
 def test_releases_compare_as_numbers() -> None:
     assert release_of("0.9.2") < release_of("0.24.0") < release_of("0.32.0.post1")
+
+
+def test_an_answer_cut_for_repeating_itself_is_cut() -> None:
+    """vLLM's own reason, which the field `repetition_detection` brings."""
+    answer = {"choices": [choice(finish_reason="repetition")], "prompt_token_ids": [1]}
+    [found] = answers.generation(answer, PARAMS, 1).completions
+    assert found.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [chunk(finish_reason="stop")],  # nobody has told the prompt's tokens
+        [
+            json.dumps({"choices": [], "prompt_token_ids": [1]}),
+            chunk(delta={"tool_calls": [{"index": 0, "function": "f"}]}, finish_reason="stop"),
+        ],
+        [
+            json.dumps({"choices": [], "prompt_token_ids": [1]}),
+            chunk(delta={"content": "\ud83d"}, finish_reason="stop"),
+        ],
+    ],
+)
+def test_a_stream_of_garbage_is_the_engines_fault(sent: list[str]) -> None:
+    alone, together = answers.StreamedAnswer(PARAMS), answers.StreamedChoices(PARAMS, Partial())
+
+    def read_alone() -> None:
+        for data in sent:
+            alone.push(data)
+        alone.completion()
+
+    def read_together() -> None:
+        for data in sent:
+            together.push(data)
+        together.generation(1)
+
+    for read in (read_alone, read_together):
+        with pytest.raises(EngineUnavailableError, match="cannot be read"):
+            read()

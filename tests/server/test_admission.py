@@ -326,3 +326,17 @@ async def test_too_many_requests_are_refused_unread_but_the_state_can_be_asked(
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["retry-after-ms"] == "1000"
     assert [answer.status_code for answer in [*state, *answers]] == [200] * 5
+
+
+async def test_nobody_waits_for_a_place_beyond_its_deadline() -> None:
+    held = Holders(max_rows=1)
+    await held.enter("a", 1)
+    started = time.perf_counter()
+    with pytest.raises(OverloadedError, match="the request's deadline") as refused:
+        async with held.admission.admitted(1, 0.05):
+            pass
+    assert 0.04 < time.perf_counter() - started < 5
+    assert refused.value.code == "queue_timeout"
+    assert held.admission.waiting_rows == 0
+    await held.leave("a")
+    assert held.admission.running_rows == 0

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from running_gateway import MakeConfig, Run, Running, eventually, row_id, scorer, settled
+from stored import candidate, completion
 
 from bond_core.store import CompletionRecord
+from bond_core.types import Arm
 from bond_server.metrics import Metrics
 from bond_server.services.after_answer import AfterAnswer
 
@@ -136,3 +138,17 @@ def measurer(running: Running) -> AfterAnswer:
         Metrics(),
         temperature=1.0,
     )
+
+
+async def test_the_first_that_ended_in_time_is_no_plain_sample(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        unscored = (candidate(0, score=None),)
+        plain = completion("plain", arm=Arm.DISTILLED, candidates=unscored)
+        cut = replace(plain, id="cut", best_of=4, degraded="deadline")
+        store = running.gateway.store.completions
+        await store.record_many([cut, plain])
+        await measurer(running).measure([cut, plain])
+        ratios = [row.log_ratio for row in await store.get_many(["cut", "plain"])]
+    assert ratios == [None, 0.0]

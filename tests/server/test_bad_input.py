@@ -75,6 +75,9 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": HI, "top_k": 2**63}, "top_k", "invalid_value"),
     ({"messages": HI, "temperature": 1e-40}, "temperature", "invalid_value"),
     ({"messages": HI, "max_tokens": 0}, "max_tokens", "invalid_value"),
+    ({"messages": HI, "max_tokens": 10**400}, "max_tokens", "invalid_value"),
+    ({"messages": HI, "max_completion_tokens": 2**31}, "max_completion_tokens", "invalid_value"),
+    ({"messages": HI, "tools": [{"type": "function"}]}, "tools", "invalid_value"),
     (
         {"messages": HI, "max_tokens": 4, "max_completion_tokens": 5},
         "max_completion_tokens",

@@ -359,3 +359,21 @@ def test_durations_are_written_as_openai_does() -> None:
         (59_999_999, "1m0s"), (360_000_000, "6m0s"), (3_661_234_000, "61m1.234s"),
     ):  # fmt: skip
         assert duration(microseconds) == text
+
+
+async def test_candidates_that_a_deadline_cut_off_are_paid_for(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(engine={"type": "fake", "delay_s": 0.4, "capacity": 2})
+    async with run(config) as running:
+        stopped(running)
+        limits = KeyLimits(requests_per_minute=10, tokens_per_minute=10_000)
+        _, secret = await make_key(running, ["infer"], limits=limits)
+        body = {"best_of": 6, "max_tokens": 50, "bond": {"deadline_ms": 700}}
+        some = await ask(running, secret, "/v1/best-of-n", **body)
+        assert some.json()["bond"]["degraded"] == "deadline"
+        usage = some.json()["usage"]
+        left = 10_000 - usage["total_tokens"] - 4 * 50
+        none = await ask(running, secret, "/v1/best-of-n", **body | {"bond": {"deadline_ms": 100}})
+        assert none.status_code == 504
+        assert none.headers["x-ratelimit-remaining-tokens"] == str(left - 6 * 50)

@@ -294,3 +294,38 @@ async def test_a_redaction_that_fails_keeps_no_content_and_says_so(
     assert "parcel" not in caplog.text
     files = b"".join(file.read_bytes() for file in config.data_dir.glob("bond.db*"))
     assert b"parcel" not in files
+
+
+WORDS = {
+    "stop": ["Alice", "parcel"],
+    "tools": [{"type": "function", "function": {"name": "ask", "description": "what Alice wants"}}],
+}
+
+
+async def test_words_in_parameters_do_not_outlive_content(
+    database_url: str, open_store_at: OpenStoreAt
+) -> None:
+    store = await open_store_at(database_url, clock=lambda: NOW)
+    worded = SamplingParams(stop=("Alice",), seed=3, further={"documents": [{"text": "of Alice"}]})
+    await store.completions.record(completion("old", created_at=NOW - 5 * DAY_S, params=worded))
+    await retention(store, content_days=2).purge(NOW)
+    emptied = await store.completions.get("old")
+    assert emptied is not None
+    assert emptied.params == SamplingParams(seed=3)
+
+
+async def test_words_in_parameters_are_redacted(
+    run: Run, make_config: MakeConfig, redact: str
+) -> None:
+    config = make_config(store={"redact": f"{redact}:names"})
+    async with run(config) as running:
+        body = (await running.post("/v1/distilled", **WORDS)).json()
+        await settled(running)
+        row = await running.gateway.store.completions.get(row_id(body))
+    assert row is not None
+    assert row.redacted
+    assert row.params.stop == ("[NAME]", "parcel")
+    [tool] = row.params.further["tools"]
+    assert tool["function"] == {"name": "ask", "description": "what [NAME] wants"}
+    files = b"".join(file.read_bytes() for file in config.data_dir.glob("bond.db*"))
+    assert b"Alice" not in files

@@ -191,6 +191,10 @@ class FilePrompts:
         }
 
 
+_ROLES = tuple(role for role in get_args(Role) if role != "prompt")
+"""Of turns: raw text, which stands for a whole conversation, is not trained for."""
+
+
 def read_prompts(path: Path) -> list[tuple[Message, ...]]:
     """The conversations of a JSON-lines file, in order.
 
@@ -246,8 +250,8 @@ def _message(item: object, where: str) -> Message:
     if isinstance(item, dict):
         values = cast(dict[str, Any], item)
         role, content = values.get("role"), values.get("content")
-        if role in get_args(Role) and isinstance(content, str):
+        if role in _ROLES and isinstance(content, str):
             return Message(cast(Role, role), content)
     raise ConfigError(
-        f"{where}: a message needs a role of {', '.join(get_args(Role))} and a text as content"
+        f"{where}: a message needs a role of {', '.join(_ROLES)} and a text as content"
     )

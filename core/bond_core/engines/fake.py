@@ -235,6 +235,7 @@ class FakeEngine:
         """The prompt's tokens and the room for an answer, of a request that is in order."""
         self._check(version)
         check_sampling(params, n, VOCAB_SIZE, FIELDS)
+        _check_tools(params.further)
         prompt_token_ids = self._tokenizer.render(prompt)
         room = room_for_answer(len(prompt_token_ids), MAX_CONTEXT_TOKENS, params.max_tokens)
         return prompt_token_ids, room
@@ -313,6 +314,22 @@ def _law(version: str, prompt: bytes, params: SamplingParams, token_ids: list[in
         return plain_law(version, prompt, position, temperature, *truncation)
     logits = adjusted(base_logits(version, prompt, position), params, token_ids)
     return Law.of(logits, temperature, *truncation)
+
+
+def _check_tools(further: Mapping[str, Any]) -> None:
+    """Raise `InvalidRequestError` for tools, or a choice of one, that have no function's name."""
+    tools, choice = further.get("tools", []), further.get("tool_choice", "auto")
+    listed: list[object] = cast(list[object], tools) if isinstance(tools, list) else [tools]
+    for name, given in (("tools", listed), ("tool_choice", [choice])):
+        for item in given:
+            if name == "tool_choice" and item in ("auto", "none", "required"):
+                continue
+            try:
+                named = cast(Any, item)["function"]["name"]
+            except (KeyError, TypeError, IndexError):
+                named = None
+            if not isinstance(named, str):
+                raise InvalidRequestError(f"{name} must name a function", param=name)
 
 
 def _tool_calls(further: Mapping[str, Any], index: int, answer: str) -> tuple[ToolCall, ...]:

@@ -19,7 +19,7 @@ from bond_core.store.settlement import Settlement
 from bond_core.store.tables import EXACT_BEST_OF, UNSCORED, completions, contents
 from bond_core.store.traffic import summarise_traffic
 from bond_core.store.writer import GroupCommit
-from bond_core.types import Message
+from bond_core.types import Message, raw_prompt
 
 _PROMPTS_PAGE = 512
 """Rows that are read at once in search of distinct prompts."""
@@ -241,6 +241,7 @@ class Completions:
         """The oldest prompts on one side of the held-out split, one per first user message.
 
         Rows whose content is kept with consent; whether and how they were answered plays no part.
+        Raw text is left out: it is no conversation, and nothing is trained for it.
         Repetitions do not count towards `limit`.
         """
         query = (
@@ -261,7 +262,8 @@ class Completions:
             rows = await self._database.read(lambda c, page=page: c.execute(page).all())
             for _, encoded in rows:
                 messages = decode_messages(encoded)
-                found.setdefault(_opening(messages), messages)
+                if raw_prompt(messages) is None:
+                    found.setdefault(_opening(messages), messages)
             if len(rows) < _PROMPTS_PAGE:
                 break
             after_seq = rows[-1].seq

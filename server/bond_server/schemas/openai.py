@@ -43,6 +43,8 @@ _T = TypeVar("_T")
 
 MAX_STOPS = 4
 MAX_METADATA_PAIRS = 16
+MAX_LENGTH = 2**31 - 1
+"""Beyond every context; a number of any size would reach engines and stores that have none."""
 MAX_TOP_K = 1_000_000
 """Beyond every vocabulary."""
 MAX_TOKEN_ID_DIGITS = 9
@@ -101,7 +103,7 @@ class SamplingBody(Body):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_LENGTH)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=MAX_TOP_K)
@@ -210,7 +212,7 @@ class ConversationBody(SamplingBody):
     """A conversation, in turns."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_LENGTH)
 
     @field_validator("max_completion_tokens")
     @classmethod

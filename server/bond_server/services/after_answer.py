@@ -178,9 +178,14 @@ class AfterAnswer:
     async def _log_ratio(self, row: CompletionRecord) -> float | None:
         """log policy(answer) - log reference(answer) in nats, at the standard temperature.
 
-        Only of answers that are plain samples of their policy: a selected one has another law.
+        Only of answers that are plain samples of their policy: a selected one has another law, and
+        so has the first of those that ended before a deadline, which are the short ones.
         """
-        selected = row.arm is Arm.BON or any(c.score is not None for c in row.candidates)
+        selected = (
+            row.arm is Arm.BON
+            or len(row.candidates) < row.best_of
+            or any(c.score is not None for c in row.candidates)
+        )
         if selected or not row.standard_sampling or row.log_ratio is not None:
             return None
         if row.version == REFERENCE_VERSION:

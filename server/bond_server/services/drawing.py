@@ -58,4 +58,5 @@ async def draw_until(engine: Engine, work: Work, within_s: float) -> Drawn:
             ) from None
     indices = tuple(sorted(partial.completions))
     completions = tuple(partial.completions[index] for index in indices)
-    return Drawn(Generation(partial.prompt_token_ids, completions), indices, degraded=DEADLINE)
+    degraded = DEADLINE if len(indices) < work.n else None  # the last may end with the deadline
+    return Drawn(Generation(partial.prompt_token_ids, completions), indices, degraded=degraded)

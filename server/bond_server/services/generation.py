@@ -10,7 +10,7 @@ from typing import cast
 
 from bond_core.config import ArmsConfig
 from bond_core.engines import Engine
-from bond_core.errors import EngineUnavailableError, InvalidRequestError
+from bond_core.errors import DeadlineError, EngineUnavailableError, InvalidRequestError
 from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
@@ -177,7 +177,7 @@ class GenerationService:
         except BaseException:
             self._after_answer.forget(record.id)
             raise
-        begun.ask.context.meter.spend(record.total_tokens)
+        begun.ask.context.meter.spend(record.total_tokens + _given_up_tokens(record))
         now = time.perf_counter()
         outside_s = record.queue_s + record.generate_s + record.score_s
         overhead_s = now - begun.ask.context.started - outside_s
@@ -230,8 +230,12 @@ class GenerationService:
             except InvalidRequestError:
                 raise
             except Exception as error:
+                if isinstance(error, DeadlineError):
+                    begun.ask.context.meter.spend(_given_up_tokens(draft))
                 reason = f"{type(error).__name__}: {error}"
-                await self._recording.commit_failure(draft, started, reason)
+                recording = self._recording.commit_failure(draft, started, reason)
+                # it is written even if the caller goes away meanwhile
+                await asyncio.shield(self._background.spawn(recording, f"record failed {draft.id}"))
                 raise
 
 
@@ -251,9 +255,16 @@ def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRec
     )
 
 
+def _given_up_tokens(record: CompletionRecord) -> int:
+    """The most that candidates which a deadline cut off can have taken: drawing would be free for
+    whoever sets short deadlines."""
+    return (record.best_of - len(record.candidates)) * record.params.max_tokens
+
+
 def _uncommitted(begun: Begun, record: CompletionRecord) -> Answer:
     """The answer as it is known before its commit."""
-    overhead_s = record.latency_s - record.generate_s - record.score_s
+    outside_s = record.queue_s + record.generate_s + record.score_s
+    overhead_s = record.latency_s - outside_s
     return Answer(record, begun.plan.strategy, overhead_s, 0.0, _note(begun.plan))
 
 

@@ -6,7 +6,7 @@ a row that it could not be applied to is kept without content.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -88,8 +88,33 @@ def _texts(record: CompletionRecord) -> Iterator[str]:
         yield candidate.completion.text
         yield candidate.completion.reasoning
         yield from (call.arguments for call in candidate.completion.tool_calls)
-    yield from record.params.stop
     yield record.error or ""
+    yield from record.params.stop
+    yield from _strings(record.params.further)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """The strings in a JSON value, names of fields left out: tools and documents are words too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in cast(Mapping[str, object], value).values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in cast(list[object], value):
+            yield from _strings(item)
+
+
+def _with_strings(value: Any, texts: Iterator[str]) -> Any:
+    """The value with other strings, given in the order of `_strings`."""
+    if isinstance(value, str):
+        return next(texts)
+    if isinstance(value, Mapping):
+        fields = cast(Mapping[str, Any], value)
+        return {name: _with_strings(item, texts) for name, item in fields.items()}
+    if isinstance(value, list):
+        return [_with_strings(item, texts) for item in cast(list[Any], value)]
+    return value
 
 
 def _with_texts(record: CompletionRecord, texts: Iterator[str]) -> CompletionRecord:
@@ -112,12 +137,15 @@ def _with_texts(record: CompletionRecord, texts: Iterator[str]) -> CompletionRec
             tool_calls=calls(candidate.completion.tool_calls),
         )
         candidates.append(replace(candidate, completion=completion))
+    error = next(texts) or None
+    stop = tuple(next(texts) for _ in record.params.stop)
+    further = _with_strings(record.params.further, texts)
     return replace(
         record,
         messages=tuple(messages),
         candidates=tuple(candidates),
-        params=replace(record.params, stop=tuple(next(texts) for _ in record.params.stop)),
-        error=next(texts) or None,
+        error=error,
+        params=replace(record.params, stop=stop, further=further),
     )
 
 

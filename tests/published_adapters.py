@@ -30,7 +30,7 @@ async def publish(
     log_window: Mapping[str, int] | None = None,
 ) -> Path:
     """Write the directory of one version, with a true probe; returns it."""
-    engine = build_engine(config.engine, config.model)
+    engine = build_engine(config.engine, config.model, adapters_dir=config.adapters_dir)
     await engine.start()
     try:
         scratch = config.data_dir / "scratch" / version

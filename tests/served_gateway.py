@@ -57,31 +57,32 @@ class _Server(uvicorn.Server):
         yield
 
 
+@asynccontextmanager
+async def serving(config: BondConfig) -> AsyncGenerator[Served]:
+    """Serves a configuration on a free port until the block ends."""
+    app = create_app(config)
+    settings = uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+    )
+    server = _Server(settings)
+    with claim_socket("127.0.0.1", 0) as listener:
+        host, port = listener.getsockname()
+        listener.listen(128)  # connections wait until the server takes them
+        async with app.router.lifespan_context(app):
+            running = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                async with httpx.AsyncClient(
+                    base_url=f"http://{host}:{port}", trust_env=False, timeout=30
+                ) as client:
+                    yield Served(app.state.gateway, host, port, client)
+            finally:
+                server.should_exit = True
+                await running
+
+
 @pytest.fixture
 def serve() -> Serve:
-    """Serves a configuration on a free port until the block ends."""
-
-    @asynccontextmanager
-    async def serving(config: BondConfig) -> AsyncGenerator[Served]:
-        app = create_app(config)
-        settings = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
-        )
-        server = _Server(settings)
-        with claim_socket("127.0.0.1", 0) as listener:
-            host, port = listener.getsockname()
-            listener.listen(128)  # connections wait until the server takes them
-            async with app.router.lifespan_context(app):
-                running = asyncio.create_task(server.serve(sockets=[listener]))
-                try:
-                    async with httpx.AsyncClient(
-                        base_url=f"http://{host}:{port}", trust_env=False, timeout=30
-                    ) as client:
-                        yield Served(app.state.gateway, host, port, client)
-                finally:
-                    server.should_exit = True
-                    await running
-
+    """`serving`, for tests that make their own configuration."""
     return serving
 
 

@@ -98,6 +98,7 @@ async def open_gateway(
             stack.push_async_callback(redactor.close)
         gateway = _assemble(config, metrics, store, engine, judges, gatekeeper, redactor, tracing)
         await gateway.controller.restore()
+        await gatekeeper.keyring.refresh()  # loading models may have taken minutes
         stack.push_async_callback(gateway.controller.close)
         loops = [
             asyncio.create_task(gateway.controller.run(), name="controller"),

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import Connection
 from stored import completion
 
 from bond_core.errors import ConfigError
+from bond_core.store import Scope
 from bond_core.store.migrate import differences, downgrade, upgrade
 from bond_core.store.tables import metadata
 
@@ -145,3 +147,26 @@ async def test_processes_that_start_together_migrate_once(
     store = await open_store_at(empty_database_url)
     assert await store.policies.next_version() == "v0003"
     assert await store.database.read(differences) == []
+
+
+async def test_rows_outlive_the_way_down_to_the_first_schema_and_up_again(
+    database_url: str, open_store_at: OpenStoreAt
+) -> None:
+    store = await open_store_at(database_url)
+    row = completion("a", key="0123456789ab")
+    await store.completions.record(row)
+    await store.access.create("shop", {Scope.INFER})
+
+    await store.database.write(lambda connection: downgrade(connection, "0001"))
+    assert "api_keys" not in await store.database.read(table_names)
+    await store.database.write(upgrade)
+
+    assert await store.database.read(differences) == []
+    found = await store.completions.get("a")
+    assert found is not None
+    assert found == replace(row, seq=1, key=None, stored=found.stored)
+    assert await store.access.all() == []
+    key, _ = await store.access.create("shop", {Scope.INFER})
+    snapshot = await store.access.snapshot()
+    assert snapshot is not None
+    assert (snapshot.revision, snapshot.keys) == (1, (key,))

@@ -121,6 +121,26 @@ async def test_metrics_have_a_listener_of_their_own(tmp_path: Path, rewards_file
         assert await asyncio.to_thread(process.wait, 30) == 0
 
 
+async def test_a_body_that_nobody_reads_leaves_the_connection_usable(
+    tmp_path: Path, rewards_file: Path
+) -> None:
+    config = write_config(tmp_path, rewards_file)
+    (tmp_path / "data").mkdir()
+    store = await open_store(f"sqlite:///{tmp_path / 'data' / 'bond.db'}")
+    _, secret = await store.access.create("a", {Scope.INFER})
+    await store.close()
+    hi = {"messages": [{"role": "user", "content": "hi"}]}
+    with gateway(config) as (_, line):
+        url = line.removeprefix(READY)
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
+            for _ in range(3):
+                large = {"messages": [{"role": "user", "content": "x" * 3_000_000}]}
+                uninvited = await client.post("/v1/distilled", json=large)
+                assert uninvited.status_code == 401
+                headers = {"authorization": f"Bearer {secret}"}
+                assert (await client.post("/v1/distilled", json=hi, headers=headers)).is_success
+
+
 def test_a_metrics_port_in_use_is_told(tmp_path: Path, rewards_file: Path) -> None:
     with claim_socket("127.0.0.1", 0) as taken:
         taken.listen()

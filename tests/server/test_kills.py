@@ -22,7 +22,7 @@ async def test_no_acknowledged_row_is_lost_and_none_is_half_there(
 ) -> None:
     config = write_config(tmp_path, database_url)
 
-    account = await kill_repeatedly(nursery, config, KILLS, seed=9)
+    account = await kill_repeatedly(nursery, config, KILLS, seed=9, most_answers=40)
     found = await check(account, database_url)
 
     assert account.failures == []

@@ -259,6 +259,30 @@ async def test_models_are_listed_and_found(client: AsyncOpenAI) -> None:
     assert (missing.value.code, missing.value.type) == ("model_not_found", "invalid_request_error")
 
 
+async def test_stored_completions_are_listed_changed_and_deleted(client: AsyncOpenAI) -> None:
+    answers = [
+        await client.chat.completions.create(
+            model=REFERENCE, messages=HI, store=True, metadata={"topic": topic}
+        )
+        for topic in ("parcel", "parcel", "refund")
+    ]
+    stored = client.chat.completions
+    ids = [entry.id async for entry in stored.list(metadata={"topic": "parcel"}, limit=1)]
+    assert ids == [answer.id for answer in answers[:2]]
+    found = await stored.retrieve(answers[0].id)
+    assert found.choices[0].message.content == answers[0].choices[0].message.content
+    turns = [turn.content async for turn in stored.messages.list(answers[0].id)]
+    assert turns == ["where is my parcel?"]
+    changed = await stored.update(answers[0].id, metadata={"topic": "refund"})
+    assert changed.id == answers[0].id
+    ids = [entry.id async for entry in stored.list(metadata={"topic": "refund"})]
+    assert ids == [answers[0].id, answers[2].id]
+    deleted = await stored.delete(answers[0].id)
+    assert (deleted.deleted, deleted.id) == (True, answers[0].id)
+    with pytest.raises(openai.NotFoundError):
+        await stored.retrieve(answers[0].id)
+
+
 async def test_wrong_requests_are_the_errors_of_the_package(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature") as wrong:
         await client.chat.completions.create(model=REFERENCE, messages=HI, temperature=3)

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from running_gateway import MODEL, MakeConfig
+from running_gateway import MODEL, MakeConfig, eventually
 from served_gateway import HI, Serve, Told, frames, told
 
 from bond_core.errors import EngineUnavailableError
@@ -156,3 +156,24 @@ async def test_a_deadline_before_the_first_candidate_is_a_504(
         assert response.json()["error"]["code"] == "deadline_exceeded"
         assert served.engine.in_progress == 0
         assert served.metric("bond_log_rows_total", arm="bon", status="failed") == 1
+
+
+async def test_a_deadline_that_comes_in_the_queue_is_not_waited_past(
+    serve: Serve, make_config: MakeConfig
+) -> None:
+    config = make_config(engine=fake(delay_s=30), admission={"max_rows": 3, "max_waiting_rows": 9})
+    async with serve(config) as served:
+        first = asyncio.create_task(served.client.post(CHAT, json=SELECTION))
+
+        async def at_work() -> bool:
+            return served.engine.in_progress == 3
+
+        await eventually(at_work)
+        started = time.monotonic()
+        response = await served.client.post(CHAT, json=SELECTION | {"bond": {"deadline_ms": 100}})
+        assert time.monotonic() - started < 5  # the queue's own limit is longer
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "queue_timeout"
+        assert "the request's deadline" in response.json()["error"]["message"]
+        first.cancel()
+        await asyncio.wait({first})

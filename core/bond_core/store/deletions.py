@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from bond_core.store.database import Database, in_chunks
 from bond_core.store.keeping_tables import completion_metadata, deletions, idempotency_keys
+from bond_core.store.rows import Row
 from bond_core.store.tables import completions, contents
 
 Subject = Literal["completion", "user"]
@@ -211,7 +212,11 @@ def _empty(connection: Connection, seqs: Sequence[int]) -> None:
         )
     )
     connection.execute(completion_metadata.delete().where(completion_metadata.c.seq.in_(seqs)))
-    _empty_params(connection, seqs)
+    with_params = sa.select(_row.seq, _row.params).where(_row.seq.in_(seqs))
+    for seq, params in connection.execute(with_params).all():
+        if params.get("stop") or params.get("further"):  # stop strings and tools are words too
+            wordless: Row = {**params, "stop": list[str](), "further": Row()}
+            connection.execute(completions.update().where(_row.seq == seq).values(params=wordless))
     connection.execute(
         completions.update()
         .where(_row.seq.in_(seqs))
@@ -225,15 +230,6 @@ def _empty(connection: Connection, seqs: Sequence[int]) -> None:
             error=None,  # it may quote what was said
         )
     )
-
-
-def _empty_params(connection: Connection, seqs: Sequence[int]) -> None:
-    """Take stop strings, tools and documents out of sampling parameters: they are words too."""
-    found = connection.execute(sa.select(_row.seq, _row.params).where(_row.seq.in_(seqs))).all()
-    for seq, params in found:
-        if params.get("stop") or params.get("further"):
-            emptied: dict[str, Any] = {**params, "stop": [], "further": {}}
-            connection.execute(completions.update().where(_row.seq == seq).values(params=emptied))
 
 
 def _last_seq(connection: Connection) -> int:

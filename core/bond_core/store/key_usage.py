@@ -16,7 +16,6 @@ from bond_core.store.access_records import KeyLimits
 from bond_core.store.access_tables import key_running, key_usage
 from bond_core.store.allowance import Refusal, Usage
 from bond_core.store.database import Database
-from bond_core.store.upsert import upsert
 
 RUNNING_TTL_S = 30.0
 """How long the requests of a gateway that died keep their places."""
@@ -133,15 +132,23 @@ class KeyUsage:
 
     def _add_running(self, connection: Connection, key_id: str, holder: str, number: int) -> None:
         # only the gateway itself writes its row, so the count holds also after a late renewal
-        mine = sa.and_(key_running.c.key_id == key_id, key_running.c.holder == holder)
-        found = connection.execute(sa.select(key_running.c.running).where(mine)).scalar() or 0
+        after = key_running.c.running + number
         row = {
             "key_id": key_id,
             "holder": holder,
-            "running": max(0, found + number),
+            "running": max(0, number),
             "expires_at": self._clock() + RUNNING_TTL_S,
         }
-        connection.execute(upsert(connection, key_running, row))
+        statement = _insert(connection, key_running).values(row)
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["key_id", "holder"],
+                set_={
+                    "running": sa.case((after < 0, 0), else_=after),
+                    "expires_at": row["expires_at"],
+                },
+            )
+        )
 
 
 def _begin(connection: Connection, key_id: str, usage: Usage) -> None:
@@ -152,8 +159,13 @@ def _begin(connection: Connection, key_id: str, usage: Usage) -> None:
         "tokens": usage.tokens,
         "at_us": usage.at_us,
     }
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    connection.execute(insert(key_usage).values(row).on_conflict_do_nothing())
+    connection.execute(_insert(connection, key_usage).values(row).on_conflict_do_nothing())
+
+
+def _insert(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 def _write(connection: Connection, key_id: str, usage: Usage) -> None:

@@ -12,19 +12,28 @@ _T = TypeVar("_T")
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
-    """The result of the work, or None if the client closed the connection first."""
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnected(request))
+    """The result of the work, or None if the client closed the connection first.
+
+    The work runs in the caller's own task, which is cheaper than one more; only the watching of the
+    connection has a task, and ends the work by cancelling its caller, who does not feel it.
+    """
+    running = asyncio.current_task()
+    assert running is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        running.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
+        return await work
+    except asyncio.CancelledError:
+        if gone and running.uncancel() == 0:
+            return None
+        raise  # somebody else's, as at a shutdown
     finally:
-        for pending in (task, watcher):
-            if not pending.done():
-                pending.cancel()
-        await asyncio.wait({task, watcher})
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watcher.cancel()

@@ -65,7 +65,7 @@ class Admission:
         """Hold places for a request of so many rows; gives the seconds that it waited for them.
 
         Raises `OverloadedError` at once if the queue is full, or after the longest wait, which is
-        no longer than `within_s`: nobody waits for a place beyond its own deadline. A request
+        `within_s` if that is less: the time that its own deadline leaves. A request
         that is cancelled leaves the queue, or gives its places back, at once. One of more rows than
         there are places takes them all.
         """
@@ -98,12 +98,12 @@ class Admission:
     async def _wait(self, cost: int, within_s: float | None) -> None:
         if self._is_full:
             raise self._refused_by_queue()
-        longest_s, why = self._max_wait_s, "admission.max_wait_s"
-        if within_s is not None and within_s < longest_s:
-            longest_s, why = max(within_s, 0.0), "the request's deadline"
         waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._count_waiting(cost)
+        longest_s, why = self._max_wait_s, "admission.max_wait_s"
+        if within_s is not None and within_s < longest_s:
+            longest_s, why = max(within_s, 0.0), "the request's deadline"
         try:
             async with asyncio.timeout(longest_s):
                 await waiting.place

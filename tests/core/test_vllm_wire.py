@@ -277,3 +277,14 @@ def test_a_stream_of_garbage_is_the_engines_fault(sent: list[str]) -> None:
     for read in (read_alone, read_together):
         with pytest.raises(EngineUnavailableError, match="cannot be read"):
             read()
+
+
+def test_one_choice_told_twice_is_not_two_draws() -> None:
+    with pytest.raises(EngineUnavailableError, match="indices"):
+        answers.generation({"choices": [choice(), choice()], "prompt_token_ids": [1]}, PARAMS, 2)
+    together = answers.StreamedChoices(PARAMS, Partial())
+    together.push(json.dumps({"choices": [], "prompt_token_ids": [1]}))
+    for index in (0, 7):
+        together.push(chunk(index=index, finish_reason="stop"))
+    with pytest.raises(EngineUnavailableError, match="indices"):
+        together.generation(2)

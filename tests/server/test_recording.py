@@ -9,6 +9,7 @@ from disconnecting import disconnecting_post
 from running_gateway import MakeConfig, Run, Running, row_id, settled
 
 from bond_core.config import BondConfig
+from bond_core.errors import EngineUnavailableError
 from bond_core.types import Arm
 
 
@@ -102,6 +103,23 @@ async def test_a_client_that_leaves_during_the_commit_leaves_an_answered_row(
         assert running.metric("bond_log_rows_total", arm="distilled", status="ok") == 1
     assert record["status"] == "ok"
     assert record["score"] is not None
+
+
+async def test_a_client_that_leaves_as_its_failure_is_recorded_leaves_a_failed_row(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(server={"policy_poll_s": 60})
+    async with run(config) as running:
+        running.gateway.engine.failure = EngineUnavailableError("away")  # type: ignore[attr-defined]
+        other = lock(config)
+        await disconnecting_post(running, "/v1/distilled", after_s=0.2)
+        other.execute("COMMIT")
+        other.close()
+        await settled(running)
+        record = await only_row(running)
+        assert running.metric("bond_requests_total", arm="distilled", status="failed") == 1
+        assert running.metric("bond_log_rows_total", arm="distilled", status="failed") == 1
+    assert record["status"] == "failed"
 
 
 async def test_without_content_only_numbers_are_kept(run: Run, make_config: MakeConfig) -> None:

@@ -37,6 +37,7 @@ def generation(answer: JsonObject, params: SamplingParams, n: int) -> Generation
     """
     try:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        _refuse_other_indices([int(choice["index"]) for choice in choices])
         completions = [_completion(choice, params) for choice in choices]
         prompt = answer.get("prompt_token_ids") or choices[0]["prompt_token_ids"]
         prompt_token_ids = tuple(map(int, prompt))
@@ -135,8 +136,18 @@ class StreamedChoices:
             found.update(dict.fromkeys(range(n), found[0]))
         if len(found) != n:
             raise EngineUnavailableError("the stream from vLLM broke off before its end")
-        completions = tuple(found[index] for index in sorted(found))
+        try:
+            _refuse_other_indices(sorted(found))
+        except ValueError as error:
+            raise unreadable(error) from error
+        completions = tuple(found[index] for index in range(n))
         return Generation(self._partial.prompt_token_ids, completions)
+
+
+def _refuse_other_indices(indices: Sequence[int]) -> None:
+    """One choice told twice is not two draws."""
+    if list(indices) != list(range(len(indices))):
+        raise ValueError(f"the choices have the indices {list(indices)}")
 
 
 def _refuse_no_prompt(prompt_token_ids: tuple[int, ...]) -> None:

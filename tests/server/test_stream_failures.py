@@ -118,10 +118,10 @@ async def test_a_deadline_gives_the_best_of_the_candidates_that_ended(
 ) -> None:
     body = SELECTION | {
         "best_of": 16,
-        "bond": {"deadline_ms": 600, "return_candidates": True},
+        "bond": {"deadline_ms": 2000, "return_candidates": True},
     }
     # one after another, a tenth of a second each: about six of sixteen end in time
-    async with serve(make_config(engine=fake(capacity=1, delay_s=0.1))) as served:
+    async with serve(make_config(engine=fake(capacity=1, delay_s=0.3))) as served:
         started = time.monotonic()
         if stream:
             answer = await told(served, CHAT, **body)
@@ -132,7 +132,7 @@ async def test_a_deadline_gives_the_best_of_the_candidates_that_ended(
             assert response.headers["x-bond-degraded"] == "deadline"
             bond = response.json()["bond"]
             text = response.json()["choices"][0]["message"]["content"]
-        assert time.monotonic() - started < 1.5  # all sixteen would take 1.6 s
+        assert time.monotonic() - started < 4.5  # all sixteen would take 4.8 s
         assert served.engine.in_progress == 0
         drawn = served.engine.drawn
         await asyncio.sleep(0.15)

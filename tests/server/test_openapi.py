@@ -135,9 +135,11 @@ async def test_every_chunk_has_the_documented_form(
             answer = await told(
                 served, "/v1/chat/completions", messages=HI, **common, **cast(Any, extra)
             )
+            assert len(answer.chunks) >= 4  # who speaks, what, why it ended, the usage
             for chunk in answer.chunks:
                 ChatCompletionChunk.model_validate(chunk, strict=True)
         answer = await told(served, "/v1/completions", prompt="a", logprobs=2, **common)
+        assert len(answer.chunks) >= 3
         for chunk in answer.chunks:
             TextCompletionChunk.model_validate(chunk, strict=True)
 

@@ -1,5 +1,7 @@
 """What the forms of an answer share: headers, usage, timings, how it was made."""
 
+from typing import TypedDict
+
 from bond_core.store.records import CompletionRecord
 from bond_core.types import Candidate
 from bond_server.ids import fingerprint_of
@@ -11,6 +13,15 @@ from bond_server.schemas.completion import (
     Usage,
 )
 from bond_server.services.generation import Answer, Begun
+
+
+class Identity(TypedDict):
+    """What every form of an answer begins with."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
 
 
 def plan_headers(begun: Begun) -> dict[str, str]:
@@ -63,6 +74,16 @@ def bond_view(answer: Answer, *, return_candidates: bool) -> BondAnswer:
 def fingerprint(record: CompletionRecord) -> str:
     """`system_fingerprint`: what the answer depends on besides the request."""
     return record.system_fingerprint or fingerprint_of(record.version)
+
+
+def identity_of(record: CompletionRecord, prefix: str) -> Identity:
+    """The fields that name an answer, whole or in pieces."""
+    return {
+        "id": prefix + record.id,
+        "created": int(record.created_at),
+        "model": record.requested_model,
+        "system_fingerprint": fingerprint(record),
+    }
 
 
 def all_tokens(answer: Answer) -> int:

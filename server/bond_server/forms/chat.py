@@ -3,7 +3,7 @@
 from typing import Any
 
 from bond_core.types import Candidate, Completion, TextDelta, TokenDetail
-from bond_server.forms.answer import bond_view, fingerprint, usage_view
+from bond_server.forms.answer import bond_view, identity_of, usage_view
 from bond_server.ids import COMPLETION_PREFIX
 from bond_server.schemas.completion import (
     AnswerMessage,
@@ -20,19 +20,13 @@ from bond_server.services.generation import Answer, Begun
 class ChatForm:
     """The chat-completions dialect."""
 
-    route = "chat"
-
     def __init__(self, *, return_candidates: bool) -> None:
         self._return_candidates = return_candidates
 
     def whole(self, answer: Answer) -> ChatCompletion:
         """The answer in one piece."""
-        record = answer.record
         return ChatCompletion(
-            id=COMPLETION_PREFIX + record.id,
-            created=int(record.created_at),
-            model=record.requested_model,
-            system_fingerprint=fingerprint(record),
+            **identity_of(answer.record, COMPLETION_PREFIX),
             choices=[_choice(index, c) for index, c in enumerate(answer.returned)],
             usage=usage_view(answer),
             bond=bond_view(answer, return_candidates=self._return_candidates),
@@ -40,14 +34,7 @@ class ChatForm:
 
     def head(self, begun: Begun) -> dict[str, Any]:
         """What every chunk begins with."""
-        record = begun.draft
-        return {
-            "id": COMPLETION_PREFIX + record.id,
-            "object": "chat.completion.chunk",
-            "created": int(record.created_at),
-            "model": record.requested_model,
-            "system_fingerprint": fingerprint(record),
-        }
+        return {**identity_of(begun.draft, COMPLETION_PREFIX), "object": "chat.completion.chunk"}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The choice that says who speaks."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bond_core.types import Candidate, Completion, TextDelta, TokenDetail
-from bond_server.forms.answer import bond_view, fingerprint, usage_view
+from bond_server.forms.answer import bond_view, identity_of, usage_view
 from bond_server.ids import TEXT_COMPLETION_PREFIX
 from bond_server.schemas.completion import TextChoice, TextCompletion, TextLogprobs
 from bond_server.services.generation import Answer, Begun
@@ -20,12 +20,8 @@ class TextForm:
 
     def whole(self, answer: Answer) -> TextCompletion:
         """The answer in one piece."""
-        record = answer.record
         return TextCompletion(
-            id=TEXT_COMPLETION_PREFIX + record.id,
-            created=int(record.created_at),
-            model=record.requested_model,
-            system_fingerprint=fingerprint(record),
+            **identity_of(answer.record, TEXT_COMPLETION_PREFIX),
             choices=[_choice(index, c) for index, c in enumerate(answer.returned)],
             usage=usage_view(answer),
             bond=bond_view(answer, return_candidates=self._return_candidates),
@@ -33,14 +29,7 @@ class TextForm:
 
     def head(self, begun: Begun) -> dict[str, Any]:
         """What every chunk begins with."""
-        record = begun.draft
-        return {
-            "id": TEXT_COMPLETION_PREFIX + record.id,
-            "object": "text_completion",
-            "created": int(record.created_at),
-            "model": record.requested_model,
-            "system_fingerprint": fingerprint(record),
-        }
+        return {**identity_of(begun.draft, TEXT_COMPLETION_PREFIX), "object": "text_completion"}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """Text has no speaker."""

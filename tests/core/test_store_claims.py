@@ -1,13 +1,17 @@
 """What the trainer may take from the log, and that two never take the same."""
 
 import asyncio
+import time
 
 import pytest
-from databases import OpenStoreAt
+import sqlalchemy as sa
+import sqlalchemy.ext.asyncio
+from databases import OpenStoreAt, PostgresServer
 from stored import best_of_n, candidate, completion
 
 from bond_core.holdout import Split
 from bond_core.store import CompletionRecord, Store
+from bond_core.store.claims import Lease, claim_learnable
 from bond_core.types import Arm
 
 
@@ -98,6 +102,25 @@ async def test_many_claimants_at_once_share_out_every_row(
     together = [row for rows in taken for row in rows]
     assert len(together) == len(set(together))
     assert set(together) == {f"row {i}" for i in range(90)}
+
+
+async def test_a_claim_under_way_hides_only_the_rows_that_it_takes(
+    postgres: PostgresServer, open_store_at: OpenStoreAt
+) -> None:
+    url = postgres.migrated()
+    store = await open_store_at(url)
+    await store.completions.record_many(completion(f"row {i}") for i in range(9))
+    lease = Lease("a", now=time.time(), until=time.time() + 60)
+    engine = sa.ext.asyncio.create_async_engine(url)
+    try:
+        async with engine.begin() as connection:
+            first = await connection.run_sync(claim_learnable, lease, 3, 0, frozenset({2}))
+            others = await store.completions.claim("b", 4, 60.0, after_seq=0, exclude=())
+    finally:
+        await engine.dispose()
+
+    assert first == [1, 3, 4]
+    assert [row.seq for row in others] == [2, 5, 6, 7]
 
 
 async def test_consumed_rows_are_left_out_however_many(store: Store) -> None:

@@ -209,7 +209,7 @@ class Metrics:
         arm = record.arm.value
         self.requests.labels(arm, record.status).inc()
         prompt_tokens = len(record.prompt_token_ids)
-        generated_tokens = sum(len(c.completion.token_ids) for c in record.candidates)
+        generated_tokens = record.generated_tokens
         self.prompt_tokens.labels(arm).inc(prompt_tokens)
         self.generation_tokens.labels(arm).inc(generated_tokens)
         self.request_prompt_tokens.labels(arm).observe(prompt_tokens)

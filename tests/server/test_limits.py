@@ -11,6 +11,7 @@ import pytest
 from api_keys import bearer, make_key
 from databases import OpenStoreAt
 from running_gateway import MakeConfig, Run, Running, eventually
+from stored import all_rows
 
 from bond_core.errors import StoreUnavailableError
 from bond_core.store import KeyLimits
@@ -373,7 +374,12 @@ async def test_candidates_that_a_deadline_cut_off_are_paid_for(
         some = await ask(running, secret, "/v1/best-of-n", **body)
         assert some.json()["bond"]["degraded"] == "deadline"
         usage = some.json()["usage"]
-        left = 10_000 - usage["total_tokens"] - 4 * 50
-        none = await ask(running, secret, "/v1/best-of-n", **body | {"bond": {"deadline_ms": 100}})
+        assert usage["bond"]["cut_completion_tokens"] > 0
+        left = 10_000 - usage["total_tokens"]
+        assert some.headers["x-ratelimit-remaining-tokens"] == str(left)
+        none = await ask(running, secret, "/v1/best-of-n", **body | {"bond": {"deadline_ms": 200}})
         assert none.status_code == 504
-        assert none.headers["x-ratelimit-remaining-tokens"] == str(left - 6 * 50)
+        [failed] = [r for r in await all_rows(running.gateway.store) if r.status == "failed"]
+        assert failed.cut_tokens > 0
+        spent = usage["prompt_tokens"] + failed.cut_tokens
+        assert none.headers["x-ratelimit-remaining-tokens"] == str(left - spent)

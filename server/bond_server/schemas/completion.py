@@ -72,13 +72,17 @@ class BondUsage(BaseModel):
     """How the completion tokens came about."""
 
     n: int
-    """Candidates drawn."""
+    """Candidates that were asked of the engine."""
+    ended: int
+    """Those of them that ended; a deadline cuts the others off."""
     chosen_completion_tokens: int
     """Tokens of the returned answers alone."""
+    cut_completion_tokens: int
+    """Tokens of candidates that a deadline cut off."""
 
 
 class Usage(BaseModel):
-    """Tokens. `completion_tokens` counts every candidate, returned or not."""
+    """Tokens. `completion_tokens` counts every candidate, returned or not, ended or cut off."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -173,7 +173,8 @@ class BondOptions(Body):
     return_candidates: bool = False
     """Put every candidate's text and score into the answer."""
     deadline_ms: float | None = Field(default=None, gt=0)
-    """After so many milliseconds a selection returns the best candidate so far."""
+    """After so many milliseconds the best of the candidates that have ended is returned; a 504 if
+    none has, as with a single sample."""
 
 
 class StreamOptions(Body):

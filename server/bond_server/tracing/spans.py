@@ -102,7 +102,7 @@ class Tracing:
                 "bond.policy.version": record.version,
                 "bond.best_of": record.best_of,
                 "bond.queue_ms": 1000 * record.queue_s,
-                **usage(len(record.prompt_token_ids), list(by_index.values())),
+                **usage(len(record.prompt_token_ids), record.generated_tokens),
             }
         )
         if record.degraded is not None:
@@ -124,11 +124,11 @@ class Tracing:
         await asyncio.to_thread(self._provider.shutdown)
 
 
-def usage(prompt_tokens: int, completions: Sequence[Completion]) -> Attributes:
+def usage(prompt_tokens: int, generated_tokens: int) -> Attributes:
     """Tokens read once, and generated over all candidates."""
     return {
         "gen_ai.usage.input_tokens": prompt_tokens,
-        "gen_ai.usage.output_tokens": sum(len(c.token_ids) for c in completions),
+        "gen_ai.usage.output_tokens": generated_tokens,
     }
 
 

@@ -46,7 +46,8 @@ class _TracedEngine:
             found = await self._engine.generate(version, prompt, params, n, partial)
             reasons = [completion.finish_reason for completion in found.completions]
             span.set_attribute("gen_ai.response.finish_reasons", reasons)
-            span.set_attributes(usage(len(found.prompt_token_ids), found.completions))
+            generated = sum(len(completion.token_ids) for completion in found.completions)
+            span.set_attributes(usage(len(found.prompt_token_ids), generated))
             return found
 
     async def stream(
@@ -61,7 +62,8 @@ class _TracedEngine:
                     if (completion := piece.completion) is not None:
                         reasons = [completion.finish_reason]
                         span.set_attribute("gen_ai.response.finish_reasons", reasons)
-                        span.set_attributes(usage(len(piece.prompt_token_ids), [completion]))
+                        generated = len(completion.token_ids)
+                        span.set_attributes(usage(len(piece.prompt_token_ids), generated))
                     yield piece
 
 

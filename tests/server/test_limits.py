@@ -10,7 +10,7 @@ import httpx
 import pytest
 from api_keys import bearer, make_key
 from databases import OpenStoreAt
-from running_gateway import MakeConfig, Run, Running, eventually
+from running_gateway import MODEL, MakeConfig, Run, Running, eventually
 from stored import all_rows
 
 from bond_core.errors import StoreUnavailableError
@@ -360,6 +360,20 @@ def test_durations_are_written_as_openai_does() -> None:
         (59_999_999, "1m0s"), (360_000_000, "6m0s"), (3_661_234_000, "61m1.234s"),
     ):  # fmt: skip
         assert duration(microseconds) == text
+
+
+async def test_several_prompts_are_one_request_and_all_their_tokens(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        stopped(running)
+        limits = KeyLimits(requests_per_minute=10, tokens_per_minute=100_000)
+        _, secret = await make_key(running, ["infer"], limits=limits)
+        body = {"model": f"{MODEL}:bon", "prompt": ["one", "two", "three"]}
+        response = await running.client.post("/v1/completions", json=body, headers=bearer(secret))
+        left = 100_000 - response.json()["usage"]["total_tokens"]
+        assert response.headers["x-ratelimit-remaining-tokens"] == str(left)
+        assert response.headers["x-ratelimit-remaining-requests"] == "9"
 
 
 async def test_candidates_that_a_deadline_cut_off_are_paid_for(

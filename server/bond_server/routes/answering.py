@@ -87,13 +87,7 @@ async def respond(
     requested_model: str,
 ) -> Response:
     """Answer a body, whole or in pieces; a client that goes away cancels the work."""
-    ask = make_ask(body, request, context, gateway, target, requested_model)
-    deadline_s = None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000
-    origin = await origin_of(body, request, request.headers.get(UNIT_HEADER, ""))
-    unit = await _unit_of_earlier_attempt(ask, origin, gateway)
-    ask = replace(
-        ask, n=body.n, best_of=body.best_of, deadline_s=deadline_s, origin=origin, unit=unit
-    )
+    ask = await full_ask(body, request, context, gateway, target, requested_model)
 
     async def answered(claim: Claim | None) -> Response:
         begun = await gateway.generation.begin(replace(ask, claim=claim))
@@ -102,6 +96,24 @@ async def respond(
         return await _whole(body, request, gateway, begun)
 
     return await once(request, gateway, answered)
+
+
+async def full_ask(
+    body: AnswerBody | TextCompletionRequest,
+    request: Request,
+    context: RequestContext,
+    gateway: Gateway,
+    target: Target,
+    requested_model: str,
+) -> Ask:
+    """The ask of a body with all that it says; of several prompts, the first one's."""
+    ask = make_ask(body, request, context, gateway, target, requested_model)
+    deadline_s = None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000
+    origin = await origin_of(body, request, request.headers.get(UNIT_HEADER, ""))
+    unit = await _unit_of_earlier_attempt(ask, origin, gateway)
+    return replace(
+        ask, n=body.n, best_of=body.best_of, deadline_s=deadline_s, origin=origin, unit=unit
+    )
 
 
 async def _whole(

@@ -130,6 +130,21 @@ class BondAnswer(BaseModel):
     note: str | None = None
 
 
+class PromptAnswer(BondAnswer):
+    """How the answers of one prompt among several were made."""
+
+    id: str
+    """The id of this prompt's row in the log."""
+    usage: Usage
+
+
+class TextBondAnswer(BondAnswer):
+    """How the answer was made; with several prompts, the first one's."""
+
+    prompts: list[PromptAnswer] | None = Field(default=None, exclude_if=_is_none)
+    """Of a request with several prompts: each one's own, in their order."""
+
+
 class ChatCompletion(BaseModel):
     """`chat.completion` with our additions."""
 
@@ -154,7 +169,8 @@ class TextLogprobs(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """One returned continuation; index 0 is the best."""
+    """One returned continuation; index 0 is the best. Of several prompts, those of prompt i begin
+    at index i times `n`."""
 
     index: int
     text: str
@@ -172,7 +188,7 @@ class TextCompletion(BaseModel):
     system_fingerprint: str
     choices: list[TextChoice]
     usage: Usage
-    bond: BondAnswer
+    bond: TextBondAnswer
 
 
 class ComparedArm(BaseModel):

@@ -55,15 +55,17 @@ def _asks_for_nothing(name: str, value: object) -> bool:
     return value is None or (type(value) is type(default) and value == default)
 
 
-def _one_prompt(value: object) -> object:
+def _texts_of(value: object) -> object:
+    if isinstance(value, str):
+        return [value]
     if not isinstance(value, list):
         return value
-    prompts = cast(list[object], value)
-    if len(prompts) == 1 and isinstance(prompts[0], str):
-        return prompts[0]
-    raise PydanticCustomError(
-        "one_prompt", "send one text per request: a string, or a list of one string"
-    )
+    texts = cast(list[object], value)
+    if any(type(item) in (int, list) for item in texts):
+        raise PydanticCustomError(
+            "texts", "send text: a string, or a list of strings; token ids are not taken"
+        )
+    return texts
 
 
 def _stops_of(value: object) -> object:
@@ -271,8 +273,9 @@ class TextCompletionRequest(AnsweredBody):
 
     model: Identifier
     prompt: Annotated[
-        Annotated[Text, Field(min_length=1)],
-        BeforeValidator(_one_prompt),
+        list[Annotated[Text, Field(min_length=1)]],
+        Field(min_length=1),
+        BeforeValidator(_texts_of),
         WithJsonSchema(
             {
                 "anyOf": [
@@ -281,7 +284,6 @@ class TextCompletionRequest(AnsweredBody):
                         "type": "array",
                         "items": {"type": "string", "minLength": 1},
                         "minItems": 1,
-                        "maxItems": 1,
                     },
                 ]
             }
@@ -292,8 +294,12 @@ class TextCompletionRequest(AnsweredBody):
     suffix: Literal[""] | None = None
 
     def to_messages(self) -> tuple[Message, ...]:
-        """The text in the kernel's form."""
-        return (Message("prompt", self.prompt),)
+        """The first text in the kernel's form."""
+        return self.conversations()[0]
+
+    def conversations(self) -> list[tuple[Message, ...]]:
+        """Each text in the kernel's form."""
+        return [(Message("prompt", text),) for text in self.prompt]
 
     @property
     def told_logprobs(self) -> int | None:

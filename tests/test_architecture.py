@@ -24,8 +24,26 @@ ALLOWED = {
 }
 LAYERS_OF_CORE = {
     # engines, rewards and store never import one another
-    "engines": {"engines", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
-    "rewards": {"rewards", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
+    "engines": {
+        "engines",
+        "types",
+        "errors",
+        "config",
+        "pretrained",
+        "tokenizing",
+        "fingerprints",
+        "trace_context",
+    },
+    "rewards": {
+        "rewards",
+        "types",
+        "errors",
+        "config",
+        "pretrained",
+        "tokenizing",
+        "fingerprints",
+        "trace_context",
+    },
     "store": {"store", "types", "errors", "config", "holdout"},
 }
 TORCH = {"torch", "transformers", "peft", "safetensors"}

@@ -10,6 +10,7 @@ import aiohttp
 
 from bond_core.engines.vllm.wire import error_message, error_param
 from bond_core.errors import BondError, EngineUnavailableError, InvalidRequestError
+from bond_core.trace_context import TRACE_HEADERS
 
 KEPT_IDLE_S = 2.0
 """How long an idle connection is kept. vLLM closes its own after 5 s, so that a burst of requests
@@ -132,6 +133,8 @@ class Connection:
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """An answer with a good status, its body not read yet."""
         options: dict[str, Any] = {} if body is None else {"json": body}
+        if (traced := TRACE_HEADERS.get()) is not None:
+            options["headers"] = traced
         if timeout_s is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=timeout_s)
         response = await self._answered(method, path, options)

@@ -3,8 +3,8 @@
 Requests go straight into the app in this process (no socket), one after another, to an instant fake
 engine, in rounds whose order of settings rotates; the figure is the median over rounds of the
 processor time per request, which a busy machine disturbs less than the clock. Off is measured
-twice, so that the difference between the two is the noise. Beside it, what off leaves on the way: one look at a context variable
-per request to a vLLM server.
+twice, so that the difference between the two is the noise. Beside it, what off leaves on the way:
+one look at a context variable per request to a vLLM server.
 
     python bench/tracing.py --out bench/results/tracing/off.json
 """

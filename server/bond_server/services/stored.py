@@ -1,5 +1,6 @@
 """Stored completions as their callers see them, and what becomes of the versions when they go."""
 
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 
@@ -10,6 +11,9 @@ from bond_core.store.records import CompletionRecord
 from bond_core.store.stored import StoredQuery
 from bond_server.ids import COMPLETION_PREFIX
 from bond_server.services.lineage import versions_that_saw
+from bond_server.services.redaction import RedactionError, Redactor
+
+logger = logging.getLogger(__name__)
 
 EXPORT_PAGE = 200
 """Rows of an export that are in memory at once."""
@@ -18,8 +22,9 @@ EXPORT_PAGE = 200
 class StoredService:
     """Finds, changes, deletes and exports."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, redactor: Redactor | None = None) -> None:
         self._store = store
+        self._redactor = redactor
 
     async def page(
         self, query: StoredQuery, after: str | None
@@ -34,7 +39,13 @@ class StoredService:
         return _there(await self._store.stored.get(_row_of(id)), id)
 
     async def set_metadata(self, id: str, pairs: Mapping[str, str]) -> CompletionRecord:
-        """Replace its metadata. Raises `UnknownCompletionError`."""
+        """Replace its metadata, by what may be kept of it. Raises `UnknownCompletionError`."""
+        if self._redactor is not None:
+            try:
+                pairs = await self._redactor.redacted_pairs(pairs)
+            except RedactionError as error:
+                logger.error("new metadata of %s is not kept: %s", id, error)
+                pairs = {}
         return _there(await self._store.stored.set_metadata(_row_of(id), pairs), id)
 
     async def delete(self, id: str) -> None:

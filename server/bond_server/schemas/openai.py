@@ -130,11 +130,18 @@ class SamplingBody(Body):
     @field_validator("logit_bias")
     @classmethod
     def _keys_are_token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        seen: dict[int, str] = {}
         for key in value or {}:
             if not (key.isascii() and key.isdigit() and len(key) <= MAX_TOKEN_ID_DIGITS):
                 shown = key if len(key) <= 40 else f"{key[:40]}…"
                 raise PydanticCustomError(
                     "token_id", "keys must be token ids such as '42', got '{key}'", {"key": shown}
+                )
+            if (other := seen.setdefault(int(key), key)) != key:
+                raise PydanticCustomError(
+                    "token_id",
+                    "'{other}' and '{key}' are the same token id: send one of them",
+                    {"other": other, "key": key},
                 )
         return value
 

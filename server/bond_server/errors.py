@@ -120,6 +120,26 @@ KEY_IN_FLIGHT_CODE = "idempotency_key_in_flight"
 ANSWER_NOT_KEPT_CODE = "answer_not_kept"
 
 
+RETRY_HEADER = "x-should-retry"
+"""What the SDKs of OpenAI go by before the status."""
+WORTH_A_RETRY: Mapping[str, bool] = {
+    "rate_limit_exceeded": True,
+    "queue_full": True,
+    QUEUE_TIMEOUT_CODE: True,
+    TOO_MANY_REQUESTS_CODE: True,
+    SHUTTING_DOWN_CODE: True,
+    KEY_IN_FLIGHT_CODE: True,
+    "version_unloaded": True,
+    "adapter_refused": False,
+    "deadline_exceeded": False,
+    "store_unavailable": False,
+    INTERNAL_CODE: False,
+    ANSWER_NOT_KEPT_CODE: False,
+}
+"""By code: true where no answer was drawn and later it may go; false where candidates would be
+drawn, and paid for, once more with the same end. The others are left to the status."""
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Make every error of the app take the one shape (unexpected ones: see `bond_server.asgi`)."""
 
@@ -144,7 +164,10 @@ def error_json(body: ErrorBody, status: int, headers: Mapping[str, str] | None =
     """A response in the one shape."""
     # ASCII escapes survive whatever a caller's own words in the message are
     text = json.dumps(ErrorAnswer(error=body).model_dump())
-    return Response(text, status, dict(headers or {}), media_type="application/json")
+    told = dict(headers or {})
+    if (worth := WORTH_A_RETRY.get(body.code or "")) is not None:
+        told[RETRY_HEADER] = "true" if worth else "false"
+    return Response(text, status, told, media_type="application/json")
 
 
 def internal_error(request_id: str) -> Response:

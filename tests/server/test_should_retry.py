@@ -1,0 +1,113 @@
+"""`x-should-retry`: what the SDKs of OpenAI do with an error, and what that costs."""
+
+import asyncio
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+from running_gateway import MODEL, MakeConfig, Run
+from served_gateway import HI, Serve
+
+from bond_core.errors import EngineUnavailableError, UnknownVersionError
+from bond_server.errors import ERROR_TABLE, WORTH_A_RETRY
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
+
+
+def fake(**fields: Any) -> dict[str, Any]:
+    return {"type": "fake", **fields}
+
+
+def test_every_code_of_the_table_is_documented_as_it_is() -> None:
+    [true, false] = re.findall(
+        r"`x-should-retry` is `true` where (.*?), and `false` where (.*?)Without it",
+        DOCUMENT,
+        re.DOTALL,
+    )[0]
+    for words, worth in ((true, True), (false, False)):
+        codes = {code for code, value in WORTH_A_RETRY.items() if value is worth}
+        assert set(re.findall(r"`(\w+)`", words)) == codes
+    documented = set(re.findall(r"^\| \d{3} \| `(\w+)` \|", DOCUMENT, re.MULTILINE))
+    assert WORTH_A_RETRY.keys() <= documented
+    assert WORTH_A_RETRY.keys() & {row.code for row in ERROR_TABLE}
+
+
+async def test_errors_say_whether_to_come_back(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config(engine=fake(delay_s=5))) as running:
+        late = await running.post("/v1/best-of-n", bond={"deadline_ms": 50})
+        assert (late.status_code, late.headers["x-should-retry"]) == (504, "false")
+        engine: Any = running.gateway.engine
+        engine.failure = UnknownVersionError("it was unloaded")
+        gone = await running.post("/v1/best-of-n")
+        assert (gone.status_code, gone.headers["x-should-retry"]) == (503, "true")
+        engine.failure = EngineUnavailableError("away")
+        away = await running.post("/v1/best-of-n")
+        assert away.status_code == 503
+        assert "x-should-retry" not in away.headers  # the status says enough
+        wrong = await running.post("/v1/best-of-n", best_of=0)
+        assert wrong.status_code == 400
+        assert "x-should-retry" not in wrong.headers
+
+
+async def test_the_package_does_not_draw_again_what_met_its_deadline(
+    serve: Serve, make_config: MakeConfig
+) -> None:
+    async with serve(make_config(engine=fake(delay_s=5))) as served:
+        async with AsyncOpenAI(api_key="none", base_url=f"{served.url}/v1", max_retries=2) as sdk:
+            with pytest.raises(openai.APIStatusError) as told:
+                await sdk.chat.completions.create(
+                    model=f"{MODEL}:bon",
+                    messages=[{"role": "user", "content": HI[0]["content"]}],
+                    extra_body={"bond": {"deadline_ms": 50}},
+                )
+        assert told.value.status_code == 504
+        assert served.metric("bond_assignments_total", arm="bon") == 1
+
+
+async def test_the_package_does_not_pay_twice_for_an_answer_that_was_not_committed(
+    serve: Serve, make_config: MakeConfig
+) -> None:
+    config = make_config(store={"commit_timeout_s": 0.2})
+    async with serve(config) as served:
+        other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            async with AsyncOpenAI(
+                api_key="none", base_url=f"{served.url}/v1", max_retries=2
+            ) as sdk:
+                with pytest.raises(openai.APIStatusError) as told:
+                    await sdk.chat.completions.create(
+                        model=f"{MODEL}:bon",
+                        messages=[{"role": "user", "content": HI[0]["content"]}],
+                    )
+        finally:
+            other.execute("ROLLBACK")
+            other.close()
+        assert told.value.status_code == 503
+        assert served.metric("bond_assignments_total", arm="bon") == 1
+
+
+async def test_the_package_comes_back_where_the_queue_was_full(
+    serve: Serve, make_config: MakeConfig
+) -> None:
+    config = make_config(
+        engine=fake(delay_s=0.3, capacity=4), admission={"max_rows": 4, "max_waiting_rows": 0}
+    )
+    async with serve(config) as served:
+        body = {"model": f"{MODEL}:bon", "messages": HI}
+        first = asyncio.create_task(served.client.post("/v1/chat/completions", json=body))
+        while not served.engine.in_progress:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        refused = await served.client.post("/v1/chat/completions", json=body)
+        assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "true")
+        async with AsyncOpenAI(api_key="none", base_url=f"{served.url}/v1", max_retries=5) as sdk:
+            answer = await sdk.chat.completions.create(
+                model=f"{MODEL}:bon",
+                messages=[{"role": "user", "content": HI[0]["content"]}],
+            )
+        assert answer.choices[0].message.content
+        assert (await first).status_code == 200

@@ -216,6 +216,8 @@ async def test_closing_a_stream_frees_its_row(engine: LocalEngine) -> None:
     await until_running(engine, 1)
     await stream.aclose()  # type: ignore[attr-defined]
     await until_idle(engine)
+    assert engine.running_rows == 0
+    assert len((await engine.generate("v0000", PROMPT, PARAMS)).completions) == 1
 
 
 async def test_a_stream_starts_before_the_answer_has_ended(engine: LocalEngine) -> None:

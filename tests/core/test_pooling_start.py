@@ -186,7 +186,9 @@ async def test_another_function_than_a_sigmoid_is_refused(server: FaultyPoolingS
 
 async def test_large_scores_pass(server: FaultyPoolingServer) -> None:
     server.formula = lambda tokens: 1e6 * likes_long(tokens)
-    await started(server)
+    scorer = await started(server)
+    assert scorer.name == MODEL
+    assert [body["use_activation"] for body in server.bodies] == [False, False, True, True]
 
 
 async def test_the_good_answer_has_to_win(server: FaultyPoolingServer, path: Path | None) -> None:

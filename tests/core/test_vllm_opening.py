@@ -30,5 +30,10 @@ def test_a_served_folder_of_other_weights_is_refused(
 
 
 @pytest.mark.parametrize("root", ["", "Qwen/Qwen3-8B", "/models/on/another/machine"])
-def test_of_a_folder_elsewhere_nothing_is_said(root: str, tiny_policy_path: Path) -> None:
+def test_of_a_folder_elsewhere_nothing_is_said(
+    root: str, tiny_policy_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("bond_core.engines.vllm.opening.model_digest", read.append)
     refuse_other_weights(serving(root), tiny_policy_path)
+    assert read == []  # no weights were compared

@@ -1,26 +1,20 @@
 """Who can reach a gateway: loopback alone, unless there are keys, or leave was given."""
 
 import asyncio
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from gateway_process import READY, gateway_process
 from running_gateway import MakeConfig, Run
 
 from bond_core.errors import ConfigError
 from bond_core.store import Scope, open_store
 from bond_server.access.binding import is_loopback
 from bond_server.serving import claim_socket
-
-READY = "bond gateway ready on "
 
 
 @pytest.mark.parametrize(
@@ -65,29 +59,11 @@ def write_config(folder: Path, rewards: Path, **sections: Any) -> Path:
     return file
 
 
-@contextmanager
-def gateway(config: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
-    """A gateway in a process of its own, and the first line that it printed."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bond_server", str(config)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def test_the_process_refuses_before_it_loads_anything(tmp_path: Path, rewards_file: Path) -> None:
     server = {"host": "0.0.0.0", "port": 0}
     config = write_config(tmp_path, rewards_file, server=server, scorer={
         "type": "function", "function": "there.is.no.such.module:f"})  # fmt: skip
-    with gateway(config) as (process, line):
+    with gateway_process(config) as (process, line):
         assert line == ""
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -102,7 +78,7 @@ async def test_metrics_have_a_listener_of_their_own(tmp_path: Path, rewards_file
     store = await open_store(f"sqlite:///{tmp_path / 'data' / 'bond.db'}")
     _, secret = await store.access.create("a", {Scope.READ})
     await store.close()
-    with gateway(config) as (process, line):
+    with gateway_process(config) as (process, line):
         assert line.startswith(READY)
         url = line.removeprefix(READY)
         async with httpx.AsyncClient(trust_env=False) as client:
@@ -130,7 +106,7 @@ async def test_a_body_that_nobody_reads_leaves_the_connection_usable(
     _, secret = await store.access.create("a", {Scope.INFER})
     await store.close()
     hi = {"messages": [{"role": "user", "content": "hi"}]}
-    with gateway(config) as (_, line):
+    with gateway_process(config) as (_, line):
         url = line.removeprefix(READY)
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
             for _ in range(3):
@@ -146,7 +122,7 @@ def test_a_metrics_port_in_use_is_told(tmp_path: Path, rewards_file: Path) -> No
         taken.listen()
         port = taken.getsockname()[1]
         config = write_config(tmp_path, rewards_file, access={"metrics_port": port})
-        with gateway(config) as (process, line):
+        with gateway_process(config) as (process, line):
             assert line == ""
             _, errors = process.communicate(timeout=60)
     assert process.returncode == 1

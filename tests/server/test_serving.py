@@ -8,20 +8,18 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from gateway_process import ready_gateway
 from running_gateway import MODEL, eventually
 
 from bond_core.errors import ConfigError
 from bond_server.serving import claim_socket
 
-READY = "bond gateway ready on "
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -37,27 +35,6 @@ def write_config(folder: Path, rewards: Path, **server: Any) -> Path:
     }
     file.write_text(yaml.safe_dump(document))
     return file
-
-
-@contextmanager
-def gateway(config: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
-    """A gateway in a process of its own, and its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bond_server", str(config)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        line = process.stdout.readline()
-        assert line.startswith(READY), line + process.stderr.read()
-        yield process, line.removeprefix(READY).strip()
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def rows(config: Path) -> list[tuple[str, str]]:
@@ -86,7 +63,7 @@ async def signalled_post(process: subprocess.Popen[str], url: str) -> httpx.Resp
 
 async def test_sigterm_lets_running_requests_end(tmp_path: Path, rewards_file: Path) -> None:
     config = write_config(tmp_path, rewards_file, delay_s=1.0)
-    with gateway(config) as (process, url):
+    with ready_gateway(config) as (process, url):
         response = await signalled_post(process, url)
         assert process.wait(10) == 0
     assert response is not None
@@ -100,7 +77,7 @@ async def test_what_outlasts_the_grace_is_cancelled_and_recorded(
     tmp_path: Path, rewards_file: Path
 ) -> None:
     config = write_config(tmp_path, rewards_file, delay_s=60.0, shutdown_grace_s=1.0)
-    with gateway(config) as (process, url):
+    with ready_gateway(config) as (process, url):
         started = time.monotonic()
         response = await signalled_post(process, url)
         assert process.wait(10) == 0
@@ -116,7 +93,7 @@ async def test_what_outlasts_the_grace_is_cancelled_and_recorded(
 
 def test_an_acknowledged_answer_survives_kill_9(tmp_path: Path, rewards_file: Path) -> None:
     config = write_config(tmp_path, rewards_file)
-    with gateway(config) as (process, url):
+    with ready_gateway(config) as (process, url):
         with httpx.Client(base_url=url, trust_env=False) as client:
             ids = [client.post("/v1/distilled", json=HI).json()["id"] for _ in range(5)]
         process.kill()
@@ -126,7 +103,7 @@ def test_an_acknowledged_answer_survives_kill_9(tmp_path: Path, rewards_file: Pa
 
 def test_a_client_that_closes_its_connection_cancels(tmp_path: Path, rewards_file: Path) -> None:
     config = write_config(tmp_path, rewards_file, delay_s=60.0)
-    with gateway(config) as (_, url), httpx.Client(base_url=url, trust_env=False) as client:
+    with ready_gateway(config) as (_, url), httpx.Client(base_url=url, trust_env=False) as client:
         with pytest.raises(httpx.ReadTimeout):
             client.post("/v1/best-of-n", json=HI, timeout=0.5)
         deadline = time.monotonic() + 10
@@ -137,7 +114,7 @@ def test_a_client_that_closes_its_connection_cancels(tmp_path: Path, rewards_fil
 
 def test_a_second_gateway_on_the_same_data_is_refused(tmp_path: Path, rewards_file: Path) -> None:
     config = write_config(tmp_path, rewards_file)
-    with gateway(config):
+    with ready_gateway(config):
         second = run_to_end(config)
     assert second.returncode == 1
     assert second.stderr.splitlines()[-1].startswith("error: another gateway")
@@ -197,7 +174,8 @@ def test_a_port_is_free_again_at_once() -> None:
         server, _ = listener.accept()
         server.close()  # closes first, so that the port lingers in TIME_WAIT
         client.close()
-    claim_socket("127.0.0.1", port).close()
+    with claim_socket("127.0.0.1", port) as again:
+        assert again.getsockname() == ("127.0.0.1", port)
 
 
 def test_a_host_that_does_not_resolve_is_told() -> None:
@@ -207,7 +185,7 @@ def test_a_host_that_does_not_resolve_is_told() -> None:
 
 async def test_sigterm_lets_streams_end(tmp_path: Path, rewards_file: Path) -> None:
     config = write_config(tmp_path, rewards_file, delay_s=1.5)
-    with gateway(config) as (process, url):
+    with ready_gateway(config) as (process, url):
         async with (
             httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
             client.stream("POST", "/v1/distilled", json={**HI, "stream": True}) as response,

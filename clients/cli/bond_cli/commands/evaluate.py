@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,26 +93,31 @@ def evaluate(
     asked = report_prompts(resolved, prompts, num_prompts)
     if len(asked) < 2:
         raise CommandError("an evaluation needs at least 2 prompts; name a larger file")
-    drawn = asyncio.run(
-        draw_policies(
-            resolved,
-            folders,
-            asked,
-            num_samples=samples,
-            num_reference_samples=reference_samples,
-            seed=seed,
-        )
-    )
-    found = {
-        "model": str(resolved.model.folder),
+    counts = {"num_samples": samples, "num_reference_samples": reference_samples}
+    drawn = asyncio.run(draw_policies(resolved, folders, asked, **counts, seed=seed))
+    _write(_found(resolved, folders, seed, measure(drawn, n)), out, draw_evaluation)
+
+
+def _found(
+    config: "BondConfig", folders: Mapping[str, Path], seed: int, measured: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What eval.json holds: what was compared and how, and what came of it."""
+    return {
+        "model": str(config.model.folder),
         "adapters": {name: str(path) for name, path in folders.items()},
-        "sampling": resolved.sampling.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json"),
         "seed": seed,
-        **measure(drawn, n),
+        **measured,
     }
+
+
+def _write(
+    found: Mapping[str, Any], out: Path, draw: Callable[[Mapping[str, Any], Path], object]
+) -> None:
+    """Write both files and show the tables."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "eval.json").write_text(json.dumps(found, indent=1) + "\n")
-    draw_evaluation(found, out / "eval.png")
+    draw(found, out / "eval.png")
     _show(found)
     Console().print(f"written: {out / 'eval.json'}, {out / 'eval.png'}")
 

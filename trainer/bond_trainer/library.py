@@ -91,15 +91,11 @@ def train(
         "scorer": _scorer_settings(reward, "scorer", given, out),
         "sampling": dict(sampling or {}),
         "arms": {"best_of": best_of},
-        "trainer": dict(trainer),
+        "trainer": _trainer_settings(trainer, objective),
         "data_dir": out,
     }
     if judge is not None:
         settings["judge"] = _scorer_settings(judge, "judge", given, out)
-    if objective is not None:
-        settings["trainer"]["objective"] = (
-            dict(objective) if isinstance(objective, Mapping) else objective.model_dump(mode="json")
-        )
     config = config_of(settings)
     file = _prompts_file(prompts, out)
 
@@ -127,6 +123,15 @@ def train(
             "out; the log (logging.basicConfig(level='INFO')) says why"
         )
     return result
+
+
+def _trainer_settings(
+    trainer: Mapping[str, Any], objective: ObjectiveConfig | Mapping[str, Any] | None
+) -> dict[str, Any]:
+    if objective is None:
+        return dict(trainer)
+    plain = isinstance(objective, Mapping)
+    return {**trainer, "objective": dict(objective) if plain else objective.model_dump(mode="json")}
 
 
 def _model_settings(

@@ -101,7 +101,9 @@ async def open_parts(
         base_revision = await asyncio.to_thread(model_digest, config.model.folder)
         learner, tokenizer = _build_learner(config, served)
         if config.trainer.objective.type == "gkd" and config.trainer.objective.teacher == "active":
-            await load_active_teacher(store, learner.pair, config.trainer.lora, base_revision)
+            await load_active_teacher(
+                store, learner.pair, config.trainer.lora, base_revision, config.adapters_dir
+            )
         engine, publisher = await open_rollouts(
             stack, config, learner.pair, tokenizer, base_revision, served=served
         )

@@ -15,6 +15,7 @@ from typing import Any
 from bond_core.adapters import (
     MANIFEST_FILE,
     Manifest,
+    adapter_path,
     check_base,
     read_manifest,
     verify_adapter,
@@ -106,7 +107,7 @@ class Proposer:
         incumbent whose directory is gone is the next proposal's to report.
         """
         incumbent = await incumbent_version(self.store)
-        path = Path(incumbent.path)
+        path = adapter_path(self.config.adapters_dir, incumbent.version)
         if incumbent.version != REFERENCE_VERSION and (path / MANIFEST_FILE).is_file():
             manifest = await asyncio.to_thread(read_manifest, path)
             check_base(manifest, self.engine.info.base_revision)
@@ -145,7 +146,8 @@ class Proposer:
             if version not in (POLICY, ANCHOR, REFERENCE_VERSION, incumbent.version):
                 await self.engine.drop_adapter(version)
         if incumbent.version not in loaded:
-            path = Path(incumbent.path)
+            # not where it was written: that may have been under another mount
+            path = adapter_path(self.config.adapters_dir, incumbent.version)
             check_base(verify_adapter(path), self.engine.info.base_revision)
             await self.engine.load_adapter(incumbent.version, path)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from bond_core.adapters import check_base, verify_adapter
+from bond_core.adapters import adapter_path, check_base, verify_adapter
 from bond_core.config import BondConfig, GkdConfig, LoraConfig
 from bond_core.engines.local.loading import load_policy
 from bond_core.engines.rendering import tokenizer_sha256
@@ -49,7 +49,7 @@ def open_teacher(
 
 
 async def load_active_teacher(
-    store: Store, pair: LoraPair, lora: LoraConfig, base_revision: str
+    store: Store, pair: LoraPair, lora: LoraConfig, base_revision: str, adapters_dir: Path
 ) -> None:
     """Put the live version in the anchor's place.
 
@@ -68,6 +68,6 @@ async def load_active_teacher(
             "trainer.objective.teacher 'active' needs trainer.lora.freeze_a: false, since a shared "
             "A would have to be the teacher's"
         )
-    path = Path(record.path)
+    path = adapter_path(adapters_dir, version)
     check_base(await asyncio.to_thread(verify_adapter, path), base_revision)
     await asyncio.to_thread(pair.load, ANCHOR, path)

@@ -14,7 +14,7 @@ from bond_core.engines import Engine
 from bond_core.errors import BondError, ScoringError, StoreUnavailableError
 from bond_core.rewards import Scorer
 from bond_core.store import Completions
-from bond_core.store.records import CompletionRecord
+from bond_core.store.records import Annotation, CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, judged_as
 from bond_server.metrics import Metrics
 from bond_server.services.policies import PolicyRegistry
@@ -139,19 +139,23 @@ class AfterAnswer:
         scores = await self._ask("score", judges.scorer, [r for r in rows if r.score is None])
         judged = await self._ask("judge", judges.judge, [r for r in rows if r.judge_score is None])
         gold = await self._ask("gold", judges.gold, [r for r in rows if r.gold_score is None])
+        annotations: list[Annotation] = []
         for row in rows:
             ratio = await self._log_ratio(row)
             if scores.get(row.id) is not None:
                 self._metrics.reward.labels(row.arm.value).observe(scores[row.id])
             if ratio is not None and row.arm is Arm.DISTILLED:
                 self._metrics.log_ratio.observe(ratio)
-            await self._completions.annotate(
-                row.id,
-                score=scores.get(row.id),
-                judge_score=judged.get(row.id),
-                gold_score=gold.get(row.id),
-                log_ratio=ratio,
+            annotations.append(
+                Annotation(
+                    row.id,
+                    score=scores.get(row.id),
+                    judge_score=judged.get(row.id),
+                    gold_score=gold.get(row.id),
+                    log_ratio=ratio,
+                )
             )
+        await self._completions.annotate(annotations)
 
     async def _ask(
         self, step: str, scorer: Scorer | None, rows: Sequence[CompletionRecord]

@@ -22,12 +22,15 @@ ALLOWED = {
     "bond_cli": {"bond_core", "bond_server", "bond_trainer", "bond_client", "bond_demo"},
     "bond_demo": {"bond_core", "bond_client"},
 }
+# engines, rewards and store never import one another
 LAYERS_OF_CORE = {
-    # engines, rewards and store never import one another
-    "engines": {"engines", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
+    "engines": {
+        "engines", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints",
+        "json_text",
+    },
     "rewards": {"rewards", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
-    "store": {"store", "types", "errors", "config", "holdout"},
-}
+    "store": {"store", "types", "errors", "config", "holdout", "json_text"},
+}  # fmt: skip
 TORCH = {"torch", "transformers", "peft", "safetensors"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 TORCH_MODULES_OF_CORE = (

@@ -1,7 +1,7 @@
 """JSON as text, in both directions: orjson where it can, the standard library where it cannot.
 
 orjson takes a half to a tenth of the time, and refuses what JSON lacks but the standard library
-lets through: integers beyond 64 bits, NaN, halves of surrogate pairs.
+lets through: NaN, halves of surrogate pairs, and to write integers beyond 64 bits.
 """
 
 import json
@@ -13,7 +13,10 @@ _COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def load_json(text: bytes | str) -> Any:
-    """The value of a JSON text. Raises ValueError if it is none, or too deep."""
+    """The value of a JSON text, for whom integers beyond 64 bits may become floats.
+
+    Raises ValueError if it is none, or too deep.
+    """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

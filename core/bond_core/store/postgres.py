@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from bond_core.errors import StoreUnavailableError
-from bond_core.json_text import dump_json, load_json
+from bond_core.json_text import dump_json
 from bond_core.store.database import Durability, T, Work, is_unavailable, unavailable
 
 CONNECTIONS = 8
@@ -34,7 +34,6 @@ class PostgresDatabase:
             max_overflow=0,
             pool_timeout=timeout_s,
             json_serializer=dump_json,
-            json_deserializer=load_json,
             hide_parameters=True,  # they are people's words, and errors are logged
             connect_args={
                 "timeout": timeout_s,

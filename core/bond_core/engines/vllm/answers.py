@@ -209,7 +209,7 @@ class _Parts:
         logprobs = self.logprobs
         if len(self.token_ids) != len(logprobs) or not logprobs:
             raise ValueError(f"{len(self.token_ids)} tokens, {len(logprobs)} log-probabilities")
-        if not all(math.isfinite(value) for value in logprobs):
+        if not math.isfinite(sum(logprobs)):  # as it is as soon as one of them is not
             raise ValueError("a log-probability is not finite")
         if self.finish_reason not in _FINISHED:
             raise ValueError(f"finish_reason {self.finish_reason!r}")

@@ -26,9 +26,12 @@ ALLOWED = {
 LAYERS_OF_CORE = {
     "engines": {
         "engines", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints",
-        "json_text",
+        "json_text", "trace_context",
     },
-    "rewards": {"rewards", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
+    "rewards": {
+        "rewards", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints",
+        "trace_context",
+    },
     "store": {"store", "types", "errors", "config", "holdout", "json_text"},
 }  # fmt: skip
 TORCH = {"torch", "transformers", "peft", "safetensors"}

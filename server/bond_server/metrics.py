@@ -210,7 +210,7 @@ class Metrics:
         arm = record.arm.value
         self.requests.labels(arm, record.status).inc()
         prompt_tokens = len(record.prompt_token_ids)
-        generated_tokens = sum(len(c.completion.token_ids) for c in record.candidates)
+        generated_tokens = record.generated_tokens
         of_arm = self._arms.get(arm)
         if of_arm is None:
             of_arm = self._arms[arm] = _ArmInstruments(self, arm)

@@ -50,6 +50,7 @@ FULL = CompletionRecord(
         Candidate(0, Completion(HARD_TEXT, (4, 5), (-0.1, -1e-12), "length"), -3.25),
         Candidate(1, Completion("", (), (), "stop"), None),
     ),
+    cut_tokens=7,
     chosen=(1, 0),
     status="failed",
     degraded="scoring failed",

@@ -88,6 +88,26 @@ async def respond(
     requested_model: str,
 ) -> Response:
     """Answer a body, whole or in pieces; a client that goes away cancels the work."""
+    ask = await full_ask(body, request, context, gateway, target, requested_model)
+
+    async def answered(claim: Claim | None) -> Response:
+        begun = await gateway.generation.begin(replace(ask, claim=claim) if claim else ask)
+        if body.stream:
+            return _stream(body, request, gateway, begun)
+        return await _whole(body, request, gateway, begun)
+
+    return await once(request, gateway, answered)
+
+
+async def full_ask(
+    body: AnswerBody | TextCompletionRequest,
+    request: Request,
+    context: RequestContext,
+    gateway: Gateway,
+    target: Target,
+    requested_model: str,
+) -> Ask:
+    """The ask of a body with all that it says; of several prompts, the first one's."""
     ask = make_ask(
         body,
         request,
@@ -100,15 +120,7 @@ async def respond(
         deadline_s=None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000,
         origin=await origin_of(body, request, request.headers.get(UNIT_HEADER, "")),
     )
-    ask = await _as_in_earlier_attempt(ask, gateway)
-
-    async def answered(claim: Claim | None) -> Response:
-        begun = await gateway.generation.begin(replace(ask, claim=claim) if claim else ask)
-        if body.stream:
-            return _stream(body, request, gateway, begun)
-        return await _whole(body, request, gateway, begun)
-
-    return await once(request, gateway, answered)
+    return await _as_in_earlier_attempt(ask, gateway)
 
 
 async def _whole(

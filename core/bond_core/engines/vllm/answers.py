@@ -93,6 +93,7 @@ class StreamedAnswer:
             details=tuple(fresh.details),
             tool_calls=tuple(fresh.tool_calls),
             reasoning=fresh.reasoning,
+            num_tokens=len(self._parts.token_ids),
         )
 
     def completion(self) -> Completion:
@@ -123,8 +124,10 @@ class StreamedChoices:
                 index = int(choice["index"])
                 parts = self._parts.setdefault(index, _Parts(self._params))
                 parts.add(choice, choice.get("delta"))
+                self._partial.unfinished[index] = len(parts.token_ids)
                 if parts.finish_reason:
                     _refuse_no_prompt(self._partial.prompt_token_ids)
+                    del self._partial.unfinished[index]
                     self._partial.completions[index] = parts.completion()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(error) from error

@@ -1,7 +1,7 @@
 """HTTP to one vLLM server."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import aiohttp
 from bond_core.engines.vllm.wire import error_message, error_param
 from bond_core.errors import BondError, EngineUnavailableError, InvalidRequestError
 from bond_core.json_text import dump_json, load_json
+from bond_core.trace_context import TRACE_HEADERS
 
 KEPT_IDLE_S = 2.0
 """How long an idle connection is kept. vLLM closes its own after 5 s, so that a burst of requests
@@ -133,9 +134,13 @@ class Connection:
         self, method: str, path: str, body: object, timeout_s: float | None
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """An answer with a good status, its body not read yet."""
-        options: dict[str, Any] = (
-            {} if body is None else {"data": dump_json(body).encode(), "headers": _JSON}
-        )
+        options: dict[str, Any] = {}
+        headers: Mapping[str, str] = TRACE_HEADERS.get() or {}
+        if body is not None:
+            options["data"] = dump_json(body).encode()
+            headers = {**_JSON, **headers}
+        if headers:
+            options["headers"] = headers
         if timeout_s is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=timeout_s)
         response = await self._answered(method, path, options)

@@ -1,17 +1,15 @@
 """What a backup says of itself."""
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bond_core.errors import ConfigError
+from bond_core.store.copies import DatabaseKind
 
 DESCRIPTION_FILE = "backup.json"
 ADAPTERS_FOLDER = "adapters"
 CHECKPOINTS_FOLDER = "checkpoints"
-
-DatabaseKind = Literal["sqlite", "postgresql"]
 
 
 class Description(BaseModel):

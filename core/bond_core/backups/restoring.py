@@ -8,11 +8,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-import sqlalchemy as sa
-from sqlalchemy import Connection
-
 from bond_core.adapters import adapter_path, verify_adapter
-from bond_core.backups.database import FILES, kind_of, put_database
 from bond_core.backups.description import (
     ADAPTERS_FOLDER,
     CHECKPOINTS_FOLDER,
@@ -20,14 +16,13 @@ from bond_core.backups.description import (
     read_description,
 )
 from bond_core.backups.taking import copy_folder
-from bond_core.backups.whole import missing_adapters, version_states
+from bond_core.backups.whole import missing_adapters
 from bond_core.config import BondConfig
 from bond_core.errors import AdapterError, ConfigError
 from bond_core.store import open_database, open_store
+from bond_core.store.copies import FILES, files_of, has_tables, kind_of, put_database
 from bond_core.store.migrate import known_revisions
-from bond_core.store.sqlite import database_file
-from bond_core.store.tables import policies
-from bond_core.types import REFERENCE_VERSION
+from bond_core.store.versions import move_adapters, version_states
 
 
 async def restore_backup(config: BondConfig, folder: Path) -> Description:
@@ -38,7 +33,7 @@ async def restore_backup(config: BondConfig, folder: Path) -> Description:
     `AdapterError` if the backup lacks the adapters of a version that its database needs.
     """
     description = read_description(folder)
-    url = sa.make_url(config.store_url)
+    url = config.store_url
     if description.database != kind_of(url):
         raise ConfigError(
             f"{folder} is of {description.database} and store.url names {kind_of(url)}; a backup "
@@ -51,26 +46,24 @@ async def restore_backup(config: BondConfig, folder: Path) -> Description:
         )
     for version in description.versions:
         verify_adapter(folder / ADAPTERS_FOLDER / version)
-    await _refuse_what_is_there(config, url, description)
+    await _refuse_what_is_there(config, description)
     await asyncio.to_thread(_put_folders, config, folder, description)
     await asyncio.to_thread(put_database, url, folder / FILES[kind_of(url)])
     await _settle(config, description)
     return description
 
 
-async def _refuse_what_is_there(config: BondConfig, url: sa.URL, description: Description) -> None:
+async def _refuse_what_is_there(config: BondConfig, description: Description) -> None:
     there = [adapter_path(config.adapters_dir, version) for version in description.versions]
+    there += files_of(config.store_url)
     if description.checkpoint is not None:
         there.append(config.checkpoints_dir)
-    if kind_of(url) == "sqlite":
-        file = database_file(url)
-        there += [file, file.with_name(f"{file.name}-wal")]
     found = [str(path) for path in there if path.exists()]
-    if kind_of(url) == "postgresql":
+    if description.database == "postgresql":
         database, _ = open_database(config.store_url)
         try:
-            if await database.read(lambda c: sa.inspect(c).get_table_names()):
-                found.append(f"tables in {url.database}")
+            if await database.read(has_tables):
+                found.append("the tables of the database")
         finally:
             await database.close()
     if found:
@@ -97,21 +90,11 @@ async def _settle(config: BondConfig, description: Description) -> None:
         for version in set(description.versions) - set(states):
             # proposed while the backup was taken; the name will be given again
             shutil.rmtree(adapter_path(config.adapters_dir, version))
-        await store.database.write(lambda c: _move(c, config.adapters_dir.resolve()))
+        await store.database.write(lambda c: move_adapters(c, config.adapters_dir.resolve()))
     finally:
         await store.close()
     if wrong := missing_adapters(states, config.adapters_dir):
         raise AdapterError(
             f"the backup lacks adapters that its database needs: {'; '.join(wrong.values())}. Put "
             "them there before a gateway starts, or it rolls these versions back"
-        )
-
-
-def _move(connection: Connection, adapters_dir: Path) -> None:
-    query = sa.select(policies.c.version).where(policies.c.version != REFERENCE_VERSION)
-    for version in connection.execute(query).scalars().all():
-        connection.execute(
-            policies.update()
-            .where(policies.c.version == version)
-            .values(path=str(adapters_dir / version))
         )

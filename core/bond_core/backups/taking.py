@@ -13,22 +13,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from bond_core import __version__
 from bond_core.adapters import adapter_path, verify_adapter
-from bond_core.backups.database import FILES, copy_database, kind_of, require_database, sync
 from bond_core.backups.description import (
     ADAPTERS_FOLDER,
     CHECKPOINTS_FOLDER,
     DESCRIPTION_FILE,
     Description,
 )
-from bond_core.backups.whole import needed_versions, version_states
+from bond_core.backups.whole import needed_versions
 from bond_core.config import BondConfig
 from bond_core.errors import ConfigError
 from bond_core.store import open_database
+from bond_core.store.copies import FILES, copy_database, kind_of, require_database, sync
 from bond_core.store.migrate import current_revision
+from bond_core.store.versions import version_states
 
 _CHECKPOINT_ATTEMPTS = 5
 
@@ -40,13 +39,13 @@ async def take_backup(config: BondConfig, folder: Path) -> Description:
     `StoreUnavailableError` for a database that cannot be copied, and `AdapterError` for a version
     that is missing or damaged on the disk.
     """
-    url = sa.make_url(config.store_url)
+    url = config.store_url
     require_database(url)
-    database, _ = open_database(config.store_url)
+    database, _ = open_database(url)
     try:
         revision = await database.read(current_revision)
         if revision is None:
-            raise ConfigError(f"there is nothing to back up: {url!r} has no tables of bondserve")
+            raise ConfigError("there is nothing to back up: the database has no tables")
         await asyncio.to_thread(_make_empty, folder)
         checkpoint = await asyncio.to_thread(_copy_checkpoint, config.checkpoints_dir, folder)
         created_at = time.time()

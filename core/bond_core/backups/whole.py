@@ -3,22 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import sqlalchemy as sa
-from sqlalchemy import Connection
-
 from bond_core.adapters import adapter_path, verify_adapter
 from bond_core.errors import AdapterError
-from bond_core.store.tables import policies
-from bond_core.types import REFERENCE_VERSION, PolicyState
-
-
-def version_states(connection: Connection) -> dict[str, PolicyState]:
-    """Every version but the reference and its state, by two columns that every schema has."""
-    query = sa.select(policies.c.version, policies.c.state).where(
-        policies.c.version != REFERENCE_VERSION
-    )
-    rows = connection.execute(query.order_by(policies.c.version)).all()
-    return {version: PolicyState(state) for version, state in rows}
+from bond_core.types import PolicyState
 
 
 def needed_versions(states: Mapping[str, PolicyState]) -> list[str]:

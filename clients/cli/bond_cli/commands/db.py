@@ -33,8 +33,9 @@ def status(config: ConfigFile = None, data_dir: DataDir = None) -> None:
     resolved = _config(config, data_dir)
 
     async def look(database: "Database") -> tuple[str | None, dict[str, str]]:
-        from bond_core.backups import missing_adapters, version_states
+        from bond_core.backups import missing_adapters
         from bond_core.store.migrate import current_revision
+        from bond_core.store.versions import version_states
 
         revision = await database.read(current_revision)
         if revision is None:
@@ -158,12 +159,10 @@ def _on_database(config: "BondConfig", work: "Callable[[Database], Awaitable[T]]
     """Run on the database as it is: nothing is migrated first."""
 
     async def run() -> T:
-        import sqlalchemy as sa
-
-        from bond_core.backups import require_database
         from bond_core.store import open_database
+        from bond_core.store.copies import require_database
 
-        require_database(sa.make_url(config.store_url))
+        require_database(config.store_url)
         database, _ = open_database(config.store_url, config.store.durability)
         try:
             return await work(database)

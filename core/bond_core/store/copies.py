@@ -6,44 +6,47 @@ import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
-from bond_core.backups.description import DatabaseKind
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store.sqlite import database_file
+
+DatabaseKind = Literal["sqlite", "postgresql"]
 
 FILES: dict[DatabaseKind, str] = {"sqlite": "bond.db", "postgresql": "bond.dump"}
 _BUSY_S = 60.0
 
 
-def kind_of(url: sa.URL) -> DatabaseKind:
+def kind_of(url: str) -> DatabaseKind:
     """Which database a store's URL names."""
-    return "sqlite" if url.get_backend_name() == "sqlite" else "postgresql"
+    return "sqlite" if sa.make_url(url).get_backend_name() == "sqlite" else "postgresql"
 
 
-def copy_database(url: sa.URL, to: Path) -> None:
+def copy_database(url: str, to: Path) -> None:
     """Write one snapshot of the database, durably; what is committed meanwhile is not in it.
 
     Writers go on: SQLite's copy is one read transaction, and pg_dump's too. Raises
     `StoreUnavailableError` with the database's own words.
     """
     if kind_of(url) == "sqlite":
-        _vacuum_into(database_file(url), to)
+        _vacuum_into(database_file(sa.make_url(url)), to)
     else:
-        _run_tool("pg_dump", url, "--format=custom", "--no-owner", f"--file={to}")
+        _run_tool("pg_dump", sa.make_url(url), "--format=custom", "--no-owner", f"--file={to}")
     sync(to)
 
 
-def put_database(url: sa.URL, copy: Path) -> None:
-    """Make the database what the copy was. It must be empty: see `is_empty`.
+def put_database(url: str, copy: Path) -> None:
+    """Make the database what the copy was. It must be empty: see `files_of` and `has_tables`.
 
     The file appears whole by a rename; PostgreSQL is filled in one transaction.
     """
     if kind_of(url) == "postgresql":
-        _run_tool("pg_restore", url, "--no-owner", "--single-transaction", str(copy))
+        _run_tool("pg_restore", sa.make_url(url), "--no-owner", "--single-transaction", str(copy))
         return
-    file = database_file(url)
+    file = database_file(sa.make_url(url))
     file.parent.mkdir(parents=True, exist_ok=True)
     arriving = file.with_name(f"{file.name}.arriving")
     shutil.copyfile(copy, arriving)
@@ -61,10 +64,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def require_database(url: sa.URL) -> None:
+def require_database(url: str) -> None:
     """Raise `ConfigError` for a SQLite file that is not there: opening would make it."""
-    if kind_of(url) == "sqlite" and not (file := database_file(url)).is_file():
-        raise ConfigError(f"there is no database at {file}: name the data_dir of a gateway")
+    missing = [file for file in files_of(url)[:1] if not file.is_file()]
+    if missing:
+        raise ConfigError(f"there is no database at {missing[0]}: name the data_dir of a gateway")
+
+
+def files_of(url: str) -> list[Path]:
+    """The files of a SQLite database, its own first; none of PostgreSQL's."""
+    if kind_of(url) == "postgresql":
+        return []
+    file = database_file(sa.make_url(url))
+    return [file, file.with_name(f"{file.name}-wal")]
+
+
+def has_tables(connection: Connection) -> bool:
+    """Whether the database holds anything."""
+    return bool(sa.inspect(connection).get_table_names())
 
 
 def _vacuum_into(file: Path, to: Path) -> None:

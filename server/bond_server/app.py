@@ -29,18 +29,22 @@ from bond_server.routes import (
     stored,
     training,
 )
+from bond_server.routes.direct import DirectMiddleware
 from bond_server.shedding import SheddingMiddleware
 from bond_server.tracing import open_tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-ROUTERS = (
+ANSWERING = (
     chat.router,
     completions.router,
     best_of_n.router,
     distilled.router,
     compare.router,
+)
+ROUTERS = (
+    *ANSWERING,
     models.router,
     policies.router,
     training.router,
@@ -71,8 +75,12 @@ def create_app(config: BondConfig, span_exporter: "SpanExporter | None" = None) 
         redirect_slashes=False,
         docs_url=None,  # both pages load their scripts from elsewhere, and stay blank offline
         redoc_url=None,
+        # the framework's own spans would double ours, and asking whether they are wanted costs
+        # every request three looks into the environment
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     # the last one added is the outermost
+    app.add_middleware(DirectMiddleware, routers=ANSWERING)
     app.add_middleware(AccessMiddleware)
     app.add_middleware(
         SheddingMiddleware, max_requests=config.admission.max_requests, metrics=instruments

@@ -8,6 +8,7 @@ from bond_core.store.key_usage import KeyUsage
 from bond_core.store.leases import Leases
 from bond_core.store.policies import Policies
 from bond_core.store.records import (
+    Annotation,
     ArmSummary,
     CompletionRecord,
     CompletionStatus,
@@ -24,6 +25,7 @@ __all__ = [
     "ALL_SCOPES",
     "Access",
     "AccessSnapshot",
+    "Annotation",
     "ApiKey",
     "ArmSummary",
     "CompletionRecord",

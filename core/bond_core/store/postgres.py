@@ -11,7 +11,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from bond_core.errors import StoreUnavailableError
-from bond_core.store.database import Durability, T, Work, dump_json, is_unavailable, unavailable
+from bond_core.json_text import dump_json, load_json
+from bond_core.store.database import Durability, T, Work, is_unavailable, unavailable
 
 CONNECTIONS = 8
 _ATTEMPTS = 3
@@ -33,6 +34,7 @@ class PostgresDatabase:
             max_overflow=0,
             pool_timeout=timeout_s,
             json_serializer=dump_json,
+            json_deserializer=load_json,
             hide_parameters=True,  # they are people's words, and errors are logged
             connect_args={
                 "timeout": timeout_s,

@@ -18,7 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from bond_core.errors import ConfigError, StoreUnavailableError
-from bond_core.store.database import Durability, T, Work, dump_json, is_unavailable, unavailable
+from bond_core.json_text import dump_json, load_json
+from bond_core.store.database import Durability, T, Work, is_unavailable, unavailable
 
 READERS = 2
 _LONGEST_WAIT_S = 5.0
@@ -108,6 +109,7 @@ class SQLiteDatabase:
             pool_size=pool_size,
             max_overflow=0,
             json_serializer=dump_json,
+            json_deserializer=load_json,
             hide_parameters=True,  # they are people's words, and errors are logged
         )
         reads_only = begin == "BEGIN"

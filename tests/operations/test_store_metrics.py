@@ -9,7 +9,7 @@ from running_gateway import MakeConfig, Run, eventually
 from store_contents import a_run, refused, verdict
 from stored import best_of_n, completion, policy
 
-from bond_core.store import Store
+from bond_core.store import Annotation, Store
 from bond_core.store.served_kl import ServedKL, served_kl
 from bond_core.types import Arm
 from bond_server.store_metrics import NEWEST_VERSIONS, StoreMetrics
@@ -40,7 +40,7 @@ async def distilled(store: Store, id: str, ratio: float | None, **changes: objec
         completion(id, **{"arm": Arm.DISTILLED, "version": "v0001", **changes})
     )
     if ratio is not None:
-        await store.completions.annotate(id, log_ratio=ratio)
+        await store.completions.annotate([Annotation(id=id, log_ratio=ratio)])
 
 
 async def activate(store: Store, version: str) -> None:

@@ -95,6 +95,18 @@ async def test_the_gate(store: Store) -> None:
     assert told.value("gate_kl_nats", version="v0002") == 5.0
 
 
+async def test_a_verdict_that_comes_between_two_looks(store: Store) -> None:
+    told = Told()
+    for number in (9999, 10000):
+        await store.policies.insert(refused(f"v{number}", "kl"))
+        await told.metrics.refresh(store)
+    assert told.value("gate_verdicts_total", verdict="refused") == 2.0
+    await store.policies.insert(policy("v10001"))  # made by hand: the gate said nothing of it
+    await told.metrics.refresh(store)
+    assert told.value("gate_verdicts_total", verdict="refused") == 2.0
+    assert told.value("policy_versions", state="challenger") == 1.0
+
+
 async def test_old_versions_are_no_series(store: Store) -> None:
     told = Told()
     for number in range(NEWEST_VERSIONS + 2):

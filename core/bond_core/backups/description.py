@@ -10,6 +10,8 @@ from bond_core.store.copies import DatabaseKind
 DESCRIPTION_FILE = "backup.json"
 ADAPTERS_FOLDER = "adapters"
 CHECKPOINTS_FOLDER = "checkpoints"
+RUN_ID_FILE = "run_id"
+"""Beside the checkpoints: whose claims in the store are the trainer's own."""
 
 
 class Description(BaseModel):

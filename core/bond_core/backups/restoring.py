@@ -15,7 +15,7 @@ from bond_core.backups.description import (
     Description,
     read_description,
 )
-from bond_core.backups.taking import copy_folder
+from bond_core.backups.taking import copy_folder, copy_run_id
 from bond_core.backups.whole import missing_adapters
 from bond_core.config import BondConfig
 from bond_core.errors import AdapterError, ConfigError
@@ -80,6 +80,7 @@ def _put_folders(config: BondConfig, folder: Path, description: Description) -> 
     if description.checkpoint is not None:
         name = description.checkpoint
         copy_folder(folder / CHECKPOINTS_FOLDER / name, config.checkpoints_dir / name)
+        copy_run_id(folder / CHECKPOINTS_FOLDER, config.checkpoints_dir)
 
 
 async def _settle(config: BondConfig, description: Description) -> None:

@@ -19,6 +19,7 @@ from bond_core.backups.description import (
     ADAPTERS_FOLDER,
     CHECKPOINTS_FOLDER,
     DESCRIPTION_FILE,
+    RUN_ID_FILE,
     Description,
 )
 from bond_core.backups.whole import needed_versions
@@ -85,6 +86,13 @@ def copy_folder(source: Path, to: Path) -> None:
     sync(to.parent)
 
 
+def copy_run_id(checkpoints_dir: Path, to: Path) -> None:
+    """The name under which the trainer has claimed rows; written once, before any checkpoint."""
+    if (file := checkpoints_dir / RUN_ID_FILE).is_file():
+        shutil.copyfile(file, to / RUN_ID_FILE)
+        sync(to / RUN_ID_FILE)
+
+
 def newest_checkpoint(checkpoints_dir: Path) -> Path | None:
     """The trainer's newest checkpoint; their names are in the order of their steps."""
     return max(checkpoints_dir.glob("step-*"), default=None)
@@ -108,6 +116,7 @@ def _copy_checkpoint(checkpoints_dir: Path, folder: Path) -> str | None:
             if attempt == _CHECKPOINT_ATTEMPTS - 1 or newest.exists():
                 raise
             continue
+        copy_run_id(checkpoints_dir, folder / CHECKPOINTS_FOLDER)
         return newest.name
     raise AssertionError("the last attempt returns or raises")
 

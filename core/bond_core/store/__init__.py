@@ -18,7 +18,7 @@ from bond_core.store.records import (
     Source,
     TrainingRecord,
 )
-from bond_core.store.store import Store, open_store
+from bond_core.store.store import Store, open_database, open_store
 from bond_core.store.training import Training
 
 __all__ = [
@@ -44,5 +44,6 @@ __all__ = [
     "Store",
     "Training",
     "TrainingRecord",
+    "open_database",
     "open_store",
 ]

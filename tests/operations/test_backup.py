@@ -11,7 +11,7 @@ import pytest
 from databases import OpenStoreAt, PostgresServer
 from killed_gateway import half_rows
 from published_adapters import challenger, publish
-from running_gateway import MakeConfig, Run, Running, row_id, until_active
+from running_gateway import MakeConfig, Run, Running, eventually, row_id, until_active
 from store_contents import refused, verdict
 
 from bond_core.adapters import adapter_path
@@ -135,6 +135,42 @@ async def test_a_version_that_came_after_the_snapshot_leaves_no_directory(
     (tmp_path / "backup" / "backup.json").write_text(later.model_dump_json())
     await restore_backup(elsewhere, tmp_path / "backup")
     assert [path.name for path in sorted(elsewhere.adapters_dir.iterdir())] == ["v0001"]
+
+
+async def test_backups_taken_while_versions_come_have_all_their_adapters(
+    run: Run, make_config: MakeConfig, tmp_path: Path, open_store_at: OpenStoreAt
+) -> None:
+    config = make_config()
+    taken = [tmp_path / f"backup-{number}" for number in range(2)]
+    async with run(config) as running:
+
+        async def publish_for_ever() -> None:
+            parent = "v0000"
+            while True:
+                version = await running.gateway.store.policies.next_version()
+                path = await publish(config, version, parent=parent)
+                record = challenger(version, path, parent, **verdict())
+                await running.gateway.store.policies.insert(record)
+                parent = version
+
+        publishing = asyncio.create_task(publish_for_ever())
+
+        async def promoted_one() -> bool:
+            return running.gateway.policies.active != "v0000"
+
+        await eventually(promoted_one)
+        for folder in taken:
+            await take_backup(config, folder)
+        assert not publishing.done()
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
+    for number, folder in enumerate(taken):
+        elsewhere = make_config(data_dir=str(tmp_path / f"elsewhere-{number}"))
+        await restore_backup(elsewhere, folder)
+        store = await open_store_at(elsewhere.store_url)
+        known = {record.version for record in await store.policies.all()} - {"v0000"}
+        assert {path.name for path in elsewhere.adapters_dir.glob("v*")} == known
+        assert "v0001" in known
 
 
 async def test_adapters_that_lack_or_are_damaged_are_refused(

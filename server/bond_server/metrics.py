@@ -1,8 +1,9 @@
 """Prometheus metrics of one gateway, in a registry of its own."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -10,7 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bond_core import __version__
-from bond_core.store.records import CompletionRecord
+from bond_core.store.records import CompletionRecord, CompletionStatus
+from bond_core.types import Arm
 
 LATENCY_BUCKETS_S = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
@@ -107,6 +109,10 @@ class Metrics:
         self.log_rows = counter(
             "log_rows_total", "Rows committed to the log; equals requests.", "arm", "status"
         )
+        for arm, status in itertools.product(Arm, get_args(CompletionStatus)):
+            # there from the start at 0: Prometheus sees no increase in a series that is born at 1
+            self.requests.labels(arm.value, status)
+            self.log_rows.labels(arm.value, status)
         self.expired = counter("expired_total", "What retention has deleted.", "kind")
         self.redactions = counter(
             "redactions_total", "Rows that the redaction function saw.", "outcome"

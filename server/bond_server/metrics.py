@@ -1,8 +1,9 @@
 """Prometheus metrics of one gateway, in a registry of its own."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -10,7 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bond_core import __version__
-from bond_core.store.records import CompletionRecord
+from bond_core.store.records import CompletionRecord, CompletionStatus
+from bond_core.types import Arm
 
 LATENCY_BUCKETS_S = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
@@ -107,6 +109,10 @@ class Metrics:
         self.log_rows = counter(
             "log_rows_total", "Rows committed to the log; equals requests.", "arm", "status"
         )
+        for arm, status in itertools.product(Arm, get_args(CompletionStatus)):
+            # there from the start at 0: Prometheus sees no increase in a series that is born at 1
+            self.requests.labels(arm.value, status)
+            self.log_rows.labels(arm.value, status)
         self.expired = counter("expired_total", "What retention has deleted.", "kind")
         self.redactions = counter(
             "redactions_total", "Rows that the redaction function saw.", "outcome"
@@ -202,6 +208,7 @@ class Metrics:
         self.promotions = counter(
             "policy_transitions_total", "Versions activated, rejected, rolled back.", "outcome"
         )
+        self._arms: dict[str, _ArmInstruments] = {}
         self.controller = gauge("controller", "1 while this gateway holds the controller's lease.")
 
     def answered(self, record: CompletionRecord, overhead_s: float) -> None:
@@ -210,20 +217,23 @@ class Metrics:
         self.requests.labels(arm, record.status).inc()
         prompt_tokens = len(record.prompt_token_ids)
         generated_tokens = record.generated_tokens
-        self.prompt_tokens.labels(arm).inc(prompt_tokens)
-        self.generation_tokens.labels(arm).inc(generated_tokens)
-        self.request_prompt_tokens.labels(arm).observe(prompt_tokens)
-        self.request_generation_tokens.labels(arm).observe(generated_tokens)
-        self.params_n.labels(arm).observe(record.best_of)
-        self.params_max_tokens.labels(arm).observe(record.params.max_tokens)
+        of_arm = self._arms.get(arm)
+        if of_arm is None:
+            of_arm = self._arms[arm] = _ArmInstruments(self, arm)
+        of_arm.prompt_tokens.inc(prompt_tokens)
+        of_arm.generation_tokens.inc(generated_tokens)
+        of_arm.request_prompt_tokens.observe(prompt_tokens)
+        of_arm.request_generation_tokens.observe(generated_tokens)
+        of_arm.params_n.observe(record.best_of)
+        of_arm.params_max_tokens.observe(record.params.max_tokens)
         for candidate in record.candidates:
             self.candidates.labels(arm, candidate.completion.finish_reason).inc()
         if record.degraded is not None:
             self.degraded.labels(record.degraded).inc()
         if record.score is not None:
             self.reward.labels(arm).observe(record.score)
-        self.latency.labels(arm).observe(record.latency_s)
-        self.queue_time.labels(arm).observe(record.queue_s)
+        of_arm.latency.observe(record.latency_s)
+        of_arm.queue_time.observe(record.queue_s)
         for told in self.on_answer:
             told(record)
         self.overhead.observe(max(overhead_s, 0.0))
@@ -235,6 +245,21 @@ class Metrics:
     def render(self) -> bytes:
         """The registry in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _ArmInstruments:
+    """An arm's own children of what every answer touches: to look each up costs more than to
+    count."""
+
+    def __init__(self, metrics: Metrics, arm: str) -> None:
+        self.prompt_tokens = metrics.prompt_tokens.labels(arm)
+        self.generation_tokens = metrics.generation_tokens.labels(arm)
+        self.request_prompt_tokens = metrics.request_prompt_tokens.labels(arm)
+        self.request_generation_tokens = metrics.request_generation_tokens.labels(arm)
+        self.params_n = metrics.params_n.labels(arm)
+        self.params_max_tokens = metrics.params_max_tokens.labels(arm)
+        self.latency = metrics.latency.labels(arm)
+        self.queue_time = metrics.queue_time.labels(arm)
 
 
 class TokenTimes:

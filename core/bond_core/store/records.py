@@ -158,6 +158,17 @@ class TrainingRecord:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """Numbers found out about a completion after it was answered; None leaves the row's own."""
+
+    id: str
+    score: float | None = None
+    judge_score: float | None = None
+    gold_score: float | None = None
+    log_ratio: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
     """Traffic of one arm, aggregated."""

@@ -4,12 +4,11 @@ from fastapi import APIRouter, Request, Response
 
 from bond_server.deps import ContextDep, GatewayDep
 from bond_server.routes.answering import full_ask, respond
-from bond_server.routes.direct import DirectRoute
 from bond_server.routes.prompts import respond_to_each
 from bond_server.schemas.completion import TextCompletion
 from bond_server.schemas.openai import TextCompletionRequest
 
-router = APIRouter(tags=["answers"], route_class=DirectRoute)
+router = APIRouter(tags=["answers"])
 
 
 @router.post("/v1/completions", response_model=TextCompletion)

@@ -201,7 +201,7 @@ class AnsweredBody(SamplingBody):
     best_of: int | None = Field(default=None, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    bond: BondOptions = BondOptions()
+    bond: BondOptions = Field(default_factory=BondOptions)
 
     @field_validator("stream_options")
     @classmethod

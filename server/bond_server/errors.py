@@ -102,6 +102,7 @@ HTTP_CODES: Mapping[int, str] = {
     HTTPStatus.NOT_FOUND: "route_not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
+    HTTPStatus.REQUEST_TIMEOUT: "body_timeout",
 }
 """Codes of errors that the framework raises."""
 

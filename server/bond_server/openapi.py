@@ -30,6 +30,7 @@ _REASONS = {
     HTTPStatus.FORBIDDEN: "The key, or the cookie without its token, may not do this.",
     HTTPStatus.NOT_FOUND: "There is no such model, version or object.",
     HTTPStatus.CONFLICT: "A request with this `Idempotency-Key` is still running.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body did not come in in time.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "This `Idempotency-Key` came with another request before.",
     HTTPStatus.TOO_MANY_REQUESTS: "A limit is reached, or the queue is full; come back later.",
@@ -39,7 +40,11 @@ _REASONS = {
 }
 _ALWAYS = {HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE}
 _WITH_KEYS = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
-_WITH_BODY = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
+_WITH_BODY = {
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+}
 _OF_ANSWERS = {
     HTTPStatus.NOT_FOUND,
     HTTPStatus.CONFLICT,

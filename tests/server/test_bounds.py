@@ -1,5 +1,6 @@
 """What one request may carry: size, depth, messages; and paths that stay where they belong."""
 
+import asyncio
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from published_adapters import challenger, publish
 from running_gateway import MODEL, MakeConfig, Run, until_state
+from served_gateway import serving
 
 from bond_core.types import PolicyState
 from bond_server.access.bounded_body import is_deeper
@@ -148,3 +150,33 @@ async def test_a_version_that_links_elsewhere_is_rejected(
         assert "leads out of" in reason
         assert str(inside) in reason
         assert running.gateway.policies.active == "v0000"
+
+
+async def test_bodies_that_never_end_give_their_places_back(make_config: MakeConfig) -> None:
+    config = make_config(access={"body_timeout_s": 0.3}, admission={"max_requests": 3})
+    head = (
+        b"POST /v1/distilled HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: 500\r\n\r\n{"
+    )
+    async with serving(config) as served:
+        slow = [await asyncio.open_connection(served.host, served.port) for _ in range(3)]
+        for _, writer in slow:
+            writer.write(head)
+        told = [await asyncio.wait_for(reader.read(), 20) for reader, _ in slow]
+        after = await served.client.get("/v1/models")
+        for _, writer in slow:
+            writer.close()
+    for answer in told:
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"\r\nconnection: close\r\n" in answer.lower()
+        assert b'"body_timeout"' in answer
+        assert b"access.body_timeout_s" in answer
+    assert after.status_code == 200
+
+
+async def test_a_version_that_no_database_can_hold_is_unknown(
+    run: Run, make_config: MakeConfig, database_url: str
+) -> None:
+    async with run(make_config(store={"url": database_url})) as running:
+        odd = await running.client.get("/v1/policies/v%00")
+    assert error_of(odd, 404)["code"] == "model_not_found"

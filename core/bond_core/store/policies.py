@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from bond_core.errors import PolicyStateError
 from bond_core.store.database import Database
 from bond_core.store.records import PolicyRecord
-from bond_core.store.tables import aliases, counters, policies
+from bond_core.store.tables import aliases, counters, policies, storable
 from bond_core.types import REFERENCE_VERSION, PolicyState
 
 ACTIVE_ALIAS = "active"
@@ -67,8 +67,8 @@ class Policies:
             ) from error
 
     async def get(self, version: str) -> PolicyRecord | None:
-        """One version."""
-        found = await self._select(policies.c.version == version)
+        """One version; of a name that no database can hold there is none."""
+        found = await self._select(policies.c.version == storable(version))
         return found[0] if found else None
 
     async def all(self) -> list[PolicyRecord]:

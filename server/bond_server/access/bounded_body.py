@@ -4,6 +4,7 @@ Depth is bounded before anything parses the body, because what is nested thousan
 parsers, and whatever walks their result, in recursion errors.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -36,15 +37,36 @@ class BoundedBody:
         self._read = 0
         self._openers = 0
         self._chunks: list[bytes] = []
+        self._is_whole = False
+        self._due: float | None = None
 
     async def receive(self) -> Message:
         """The next event of the request. Raises `HTTPException` over a bound."""
         if self._declared > self._bounds.max_body_bytes:
             raise self._too_large()
-        message = await self._receive()
+        if self._is_whole:
+            return await self._receive()
+        message = await self._in_time()
         if message["type"] == "http.request":
-            self._take(message.get("body", b""), more=message.get("more_body", False))
+            more = message.get("more_body", False)
+            self._is_whole = not more
+            self._take(message.get("body", b""), more=more)
         return message
+
+    async def _in_time(self) -> Message:
+        """Else whoever begins many bodies and ends none would take every place of the process."""
+        if self._due is None:
+            self._due = asyncio.get_running_loop().time() + self._bounds.body_timeout_s
+        try:
+            async with asyncio.timeout_at(self._due):
+                return await self._receive()
+        except TimeoutError:
+            raise HTTPException(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the body did not come in within {self._bounds.body_timeout_s:g} s "
+                "(access.body_timeout_s)",
+                {"connection": "close"},
+            ) from None
 
     def _take(self, chunk: bytes, *, more: bool) -> None:
         self._read += len(chunk)

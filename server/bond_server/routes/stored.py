@@ -94,7 +94,8 @@ async def update_completion(
     completion_id: str, body: MetadataUpdate, context: ContextDep, gateway: GatewayDep
 ) -> StoredCompletion:
     """Replace a stored completion's metadata."""
-    key = _whose(context, Scope.ADMIN)
+    # who is shown another's completion has to be one who may read it
+    key = _whose(context, Scope.ADMIN) or _whose(context, Scope.READ)
     return stored_view(await gateway.stored.set_metadata(completion_id, body.metadata or {}, key))
 
 

@@ -19,7 +19,7 @@ LITELLM_STAMP := $(LITELLM_VENV)/.installed-$(LITELLM_VERSION)
 NODE_TESTS := tests/openai_node
 NODE_STAMP := $(NODE_TESTS)/node_modules/.installed
 
-.PHONY: demo test test-vllm test-litellm vllm-env check format install clean soak
+.PHONY: demo test test-vllm test-litellm test-prometheus vllm-env check format install clean soak
 
 demo: $(STAMP)  ## The whole loop on the demo world; DURATION=300 ends it after 300 seconds of traffic
 	$(BIN)/bond demo --duration $(DURATION)
@@ -32,6 +32,9 @@ test-vllm: $(STAMP) $(VLLM_STAMP)  ## The tests that start real vLLM servers, on
 
 test-litellm: $(STAMP) $(LITELLM_STAMP)  ## The tests behind LiteLLM's proxy
 	BONDSERVE_TEST_LITELLM=$(abspath $(LITELLM_VENV))/bin/litellm $(BIN)/pytest -q -m litellm
+
+test-prometheus: $(STAMP)  ## The rules' own tests, and every query of the dashboard, on the Prometheus of this machine
+	$(BIN)/pytest -q -m prometheus tests/operations
 
 soak: $(STAMP)  ## 200 gateways per database killed under load; results in bench/results/soak
 	$(BIN)/python bench/soak.py --kills 200 --out bench/results/soak

@@ -28,6 +28,7 @@ from bond_server.services.recording import Recording
 from bond_server.services.redaction import Redactor, load_redactor
 from bond_server.services.retention import Retention
 from bond_server.services.stored import StoredService
+from bond_server.store_metrics import StoreMetrics
 
 if TYPE_CHECKING:
     from bond_server.tracing.spans import Tracing
@@ -100,6 +101,9 @@ async def open_gateway(
         await gateway.controller.restore()
         await gatekeeper.keyring.refresh()  # loading models may have taken minutes
         stack.push_async_callback(gateway.controller.close)
+        told_by_store = StoreMetrics(config.trainer.gate.kl_budget_nats)
+        metrics.registry.register(told_by_store)
+        stack.callback(metrics.registry.unregister, told_by_store)
         loops = [
             asyncio.create_task(gateway.controller.run(), name="controller"),
             asyncio.create_task(gateway.controller.sweep_forever(), name="sweep"),
@@ -108,6 +112,7 @@ async def open_gateway(
             asyncio.create_task(gatekeeper.limiter.run(), name="limits"),
             asyncio.create_task(gateway.idempotency.run(), name="idempotency"),
             asyncio.create_task(gateway.retention.run(), name="retention"),
+            asyncio.create_task(told_by_store.run(store), name="store metrics"),
         ]
         try:
             yield gateway

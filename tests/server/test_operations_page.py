@@ -14,6 +14,7 @@ from running_gateway import MakeConfig, Run, Running
 from bond_core.config import BondConfig
 from bond_core.store import KeyLimits
 from bond_server.metrics import Metrics
+from bond_server.store_metrics import StoreMetrics
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 NAMED = set(re.findall(r"`([^`\n]+)`", DOCUMENT))
@@ -23,7 +24,8 @@ OF_THE_TRANSPORT = {"content-type", "content-length"}
 
 
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
-    metrics = {family.name for family in Metrics().registry.collect()}
+    collectors = (Metrics().registry, StoreMetrics(kl_budget_nats=4.0))
+    metrics = {family.name for collector in collectors for family in collector.collect()}
     documented = set(re.findall(r"^\| `(bond_\w+)` \|", DOCUMENT, re.MULTILINE))
     assert metrics == documented
 
@@ -35,6 +37,9 @@ def test_labels_are_those_of_the_code() -> None:
         name = getattr(instrument, "_name", None)
         if name is not None:
             assert documented[name] == ", ".join(instrument._labelnames), name
+    for family in StoreMetrics(kl_budget_nats=4.0).collect():
+        labels: Any = getattr(family, "_labelnames", ())
+        assert documented[family.name] == ", ".join(labels), family.name
 
 
 def test_every_setting_of_the_gateway_is_documented_and_none_that_does_not_exist() -> None:

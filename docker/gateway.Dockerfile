@@ -2,7 +2,6 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS dependencies
-ARG PIP_OPTIONS=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off PIP_ROOT_USER_ACTION=ignore
 # pip stays outside: the images have no use for it.
 RUN python -m venv --without-pip /app
@@ -11,7 +10,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 # Without the package itself, so that a change of the code leaves this layer as it is.
 RUN mkdir -p core/bond_core server/bond_server trainer/bond_trainer demo/bond_demo \
       clients/python/bond_client clients/cli/bond_cli \
- && python -m pip --python /app/bin/python install --quiet ${PIP_OPTIONS} -c constraints.txt '.[server,vllm,postgres,otel]' \
+ && python -m pip --python /app/bin/python install --quiet -c constraints.txt '.[server,vllm,postgres,otel]' \
  && find /app -type d -name tests \( -path '*/numpy/*' -o -path '*/scipy/*' \) \
       -prune -exec rm -rf {} +
 

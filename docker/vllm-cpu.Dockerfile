@@ -17,6 +17,7 @@ RUN python -m pip --python /app/bin/python install --quiet --no-deps ${PIP_OPTIO
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="bondserve vLLM (CPU)" \
       org.opencontainers.image.description="vLLM's CPU build, for policy and reward servers" \
+      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 >/dev/null \
  && rm -rf /var/lib/apt/lists/* \

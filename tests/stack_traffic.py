@@ -56,7 +56,7 @@ class Traffic:
         wanted = len(self.account.ids) + count
         try:
             async with asyncio.timeout(patience_s):
-                while len(self.account.ids) < wanted:
+                while len(self.account.ids) < wanted:  # noqa: ASYNC110 - any of the users' answers
                     await asyncio.sleep(0.2)
         except TimeoutError:
             return False

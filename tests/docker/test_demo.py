@@ -48,7 +48,7 @@ def test_both_arms_answer(demo: tuple[Project, httpx.Client]) -> None:
 
 
 def test_it_trains_serves_users_and_counts_both(demo: tuple[Project, httpx.Client]) -> None:
-    project, client = demo
+    _, client = demo
 
     def run() -> dict[str, Any]:
         return client.get("/v1/training").raise_for_status().json()["run"] or {}

@@ -165,8 +165,8 @@ async def test_nothing_acknowledged_is_lost(stack: Project) -> None:
 
 async def test_prometheus_sees_every_target(stack: Project) -> None:
     script = (
-        "import sys, urllib.request as u; "
-        "sys.stdout.write(u.urlopen('http://prometheus:9090/api/v1/' + sys.argv[1]).read().decode())"
+        "import sys, urllib.request as u; url = 'http://prometheus:9090/api/v1/' + sys.argv[1]; "
+        "sys.stdout.write(u.urlopen(url).read().decode())"
     )
 
     def asked(path: str) -> dict[str, Any]:

@@ -170,7 +170,9 @@ def test_servers_are_started_as_bond_vllm_says(
     its = services(device)[service]
     words = filled(its["command"]).split()
     assert flags_of(words) == flags_of([word for flag in plan.flags for word in flag.words])
-    assert words[words.index("--model") + 1] == f"/models/{service}"
+    model = words[0] if device == "gpu" else words[words.index("--model") + 1]
+    assert model == f"/models/{service}"
+    assert its.get("entrypoint") == (["vllm", "serve"] if device == "gpu" else None)
     assert words[words.index("--served-model-name") + 1] == service
     environ = {name: filled(value) for name, value in its["environment"].items()}
     if device == "cpu":

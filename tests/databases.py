@@ -54,6 +54,12 @@ class PostgresServer:
         self._psql(f"\\c {EMPTY}\n DROP SCHEMA public CASCADE; CREATE SCHEMA public;")
         return self.url(EMPTY)
 
+    def create(self, database: str) -> str:
+        """One more database, without tables."""
+        self._psql(f"DROP DATABASE IF EXISTS {database};")
+        self._psql(f"CREATE DATABASE {database};")
+        return self.url(database)
+
     def disconnect_all(self) -> None:
         """End every connection, as a restart of the server would."""
         self._psql(

@@ -36,6 +36,8 @@ class FaultyPoolingServer:
         self.can_tokenize = True
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
+        self.traceparents: list[str | None] = []
+        """Of each scoring request."""
         self.running = self.max_running = 0
         self.cancelled = 0
         self._runner: web.AppRunner | None = None
@@ -95,6 +97,7 @@ class FaultyPoolingServer:
     async def _classify(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
+        self.traceparents.append(request.headers.get("traceparent"))
         self.keys.add(request.headers.get("Authorization"))
         self.running += 1
         self.max_running = max(self.max_running, self.running)

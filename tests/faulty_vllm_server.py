@@ -24,6 +24,8 @@ class FaultyVllmServer:
         self.port = free_port()
         self.fault: Fault | None = None
         self.asked = 0
+        self.traceparents: list[str | None] = []
+        """Of each chat."""
         self._runner: web.AppRunner | None = None
 
     @property
@@ -54,6 +56,7 @@ class FaultyVllmServer:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.asked += 1
+        self.traceparents.append(request.headers.get("traceparent"))
         if self.fault is not None:
             return await self.fault(request)
         choices = [_choice(index, body) for index in range(body["n"])]

@@ -100,13 +100,21 @@ class Nursery:
 
     async def start(self, config: Path) -> tuple[int, str]:
         """Process id and URL of a new gateway that answers."""
+        [started] = await self.start_together(config, 1)
+        return started
+
+    async def start_together(self, config: Path, number: int) -> list[tuple[int, str]]:
+        """The same of several that start at once."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{config}\n")
-        line = await asyncio.wait_for(asyncio.to_thread(self._process.stdout.readline), 60)
-        pid, url = line.split()
-        self._living.add(int(pid))
-        return int(pid), url
+        self._process.stdin.write(f"{config}\n" * number)
+        started: list[tuple[int, str]] = []
+        for _ in range(number):
+            line = await asyncio.wait_for(asyncio.to_thread(self._process.stdout.readline), 60)
+            pid, url = line.split()
+            self._living.add(int(pid))
+            started.append((int(pid), url))
+        return started
 
     async def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Signal a gateway, if it lives, and wait until it is gone."""

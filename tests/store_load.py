@@ -11,7 +11,7 @@ import sys
 
 from stored import best_of_n
 
-from bond_core.store import open_store
+from bond_core.store import Annotation, open_store
 
 WRITERS = 8
 
@@ -25,7 +25,7 @@ async def main(url: str, durability: str, prefix: str) -> None:
             row = best_of_n(f"{prefix}-{writer}-{number}", 4)
             await store.completions.record(row)
             os.write(1, f"{row.id}\n".encode())
-            await store.completions.annotate(row.id, judge_score=float(number))
+            await store.completions.annotate([Annotation(row.id, judge_score=float(number))])
             number += 1
 
     await asyncio.gather(*(write(writer) for writer in range(WRITERS)))

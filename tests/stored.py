@@ -4,7 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from bond_core.holdout import Split
-from bond_core.store import CompletionRecord, PolicyRecord
+from bond_core.store import CompletionRecord, PolicyRecord, Store
+from bond_core.store.completions import JOINED
+from bond_core.store.rows import decode
+from bond_core.store.tables import completions
 from bond_core.types import (
     Arm,
     Candidate,
@@ -68,3 +71,9 @@ def policy(version: str, **changes: Any) -> PolicyRecord:
         updated_at=1000.0,
     )
     return replace(plain, **changes)
+
+
+async def all_rows(store: Store) -> list[CompletionRecord]:
+    """Every row, oldest first."""
+    query = JOINED.order_by(completions.c.seq)
+    return await store.database.read(lambda c: [decode(r) for r in c.execute(query).mappings()])

@@ -22,12 +22,18 @@ ALLOWED = {
     "bond_cli": {"bond_core", "bond_server", "bond_trainer", "bond_client", "bond_demo"},
     "bond_demo": {"bond_core", "bond_client"},
 }
+# engines, rewards and store never import one another
 LAYERS_OF_CORE = {
-    # engines, rewards and store never import one another
-    "engines": {"engines", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
-    "rewards": {"rewards", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints"},
-    "store": {"store", "types", "errors", "config", "holdout"},
-}
+    "engines": {
+        "engines", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints",
+        "json_text", "trace_context",
+    },
+    "rewards": {
+        "rewards", "types", "errors", "config", "pretrained", "tokenizing", "fingerprints",
+        "trace_context",
+    },
+    "store": {"store", "types", "errors", "config", "holdout", "json_text"},
+}  # fmt: skip
 TORCH = {"torch", "transformers", "peft", "safetensors"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 TORCH_MODULES_OF_CORE = (

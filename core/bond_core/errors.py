@@ -11,7 +11,7 @@
     │   └── ProbeError              loaded, but what is served is not this version
     ├── UnknownVersionError         the engine does not hold this version
     ├── EngineUnavailableError      the engine cannot answer now
-    ├── DeadlineError               nothing had been drawn when the request's deadline came
+    ├── DeadlineError               no answer had been drawn when the request's deadline came
     ├── ScoringError                a scorer failed, or returned something that is not a score
     │   └── ScorerUnavailableError  its server is away, refuses us or answers nonsense
     ├── PolicyStateError            a policy version may not change in this way
@@ -96,7 +96,18 @@ class EngineUnavailableError(BondError):
 
 
 class DeadlineError(BondError):
-    """Nothing had been drawn when the request's deadline came."""
+    """No answer had been drawn when the request's deadline came.
+
+    `prompt_token_ids` and `cut_tokens` are what was spent until then, as far as the engine told:
+    the prompt, and the tokens of answers that had begun.
+    """
+
+    def __init__(
+        self, message: str, prompt_token_ids: tuple[int, ...] = (), cut_tokens: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.prompt_token_ids = prompt_token_ids
+        self.cut_tokens = cut_tokens
 
 
 class ScoringError(BondError):

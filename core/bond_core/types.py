@@ -174,6 +174,8 @@ class TextDelta:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     """Pieces of tool calls in OpenAI's streamed form."""
     reasoning: str = ""
+    num_tokens: int = 0
+    """Tokens of the answer that have been drawn by now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The gateway as an ASGI application: pure assembly."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from bond_server.access.middleware import AccessMiddleware
 from bond_server.asgi import RequestMiddleware
 from bond_server.errors import install_error_handlers
 from bond_server.gateway import open_gateway
+from bond_server.loop_lag import LoopLag
 from bond_server.metrics import Metrics
 from bond_server.openapi import install_document
 from bond_server.routes import (
@@ -29,18 +31,22 @@ from bond_server.routes import (
     stored,
     training,
 )
+from bond_server.routes.direct import DirectMiddleware
 from bond_server.shedding import SheddingMiddleware
 from bond_server.tracing import open_tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-ROUTERS = (
+ANSWERING = (
     chat.router,
     completions.router,
     best_of_n.router,
     distilled.router,
     compare.router,
+)
+ROUTERS = (
+    *ANSWERING,
     models.router,
     policies.router,
     training.router,
@@ -57,12 +63,15 @@ def create_app(config: BondConfig, span_exporter: "SpanExporter | None" = None) 
     is shared between apps. `span_exporter` takes the place of the configured one."""
     instruments = Metrics()
     tracing = open_tracing(config, span_exporter)
+    lag = LoopLag()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with open_gateway(config, instruments, tracing) as gateway:
             app.state.gateway = gateway
+            beating = asyncio.create_task(lag.run(), name="loop lag")
             yield
+            beating.cancel()
 
     app = FastAPI(
         title="bondserve",
@@ -71,12 +80,14 @@ def create_app(config: BondConfig, span_exporter: "SpanExporter | None" = None) 
         redirect_slashes=False,
         docs_url=None,  # both pages load their scripts from elsewhere, and stay blank offline
         redoc_url=None,
+        # the framework's own spans would double ours, and asking whether they are wanted costs
+        # every request three looks into the environment
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     # the last one added is the outermost
+    app.add_middleware(DirectMiddleware, routers=ANSWERING)
     app.add_middleware(AccessMiddleware)
-    app.add_middleware(
-        SheddingMiddleware, max_requests=config.admission.max_requests, metrics=instruments
-    )
+    app.add_middleware(SheddingMiddleware, limits=config.admission, metrics=instruments, lag=lag)
     if tracing is not None:
         from bond_server.tracing.middleware import TracingMiddleware
 

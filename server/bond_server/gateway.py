@@ -202,7 +202,7 @@ def _assemble(
             keep_s=config.store.retention.replay_hours * 3600,
             wait_s=config.server.idempotency_wait_s,
         ),
-        stored=StoredService(store),
+        stored=StoredService(store, redactor),
         retention=Retention(store, config.store.retention, metrics),
         background=background,
         gatekeeper=gatekeeper,

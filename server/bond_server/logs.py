@@ -44,12 +44,22 @@ class TextLines(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s%(request)s: %(message)s")
+        self._second, self._told = -1, ""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback after it."""
         request_id = REQUEST_ID.get()
         record.request = "" if request_id is None else f" [{request_id}]"
         return super().format(record)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Local time in milliseconds; what a second has in common is made once for all its lines,
+        because the system looks up the time zone for each."""
+        second = int(record.created)
+        if second != self._second:
+            self._told = time.strftime(datefmt or self.default_time_format, time.localtime(second))
+            self._second = second
+        return f"{self._told},{record.msecs:03.0f}"
 
 
 class JsonLines(logging.Formatter):

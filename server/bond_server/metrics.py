@@ -202,6 +202,7 @@ class Metrics:
         self.promotions = counter(
             "policy_transitions_total", "Versions activated, rejected, rolled back.", "outcome"
         )
+        self._arms: dict[str, _ArmInstruments] = {}
         self.controller = gauge("controller", "1 while this gateway holds the controller's lease.")
 
     def answered(self, record: CompletionRecord, overhead_s: float) -> None:
@@ -209,21 +210,24 @@ class Metrics:
         arm = record.arm.value
         self.requests.labels(arm, record.status).inc()
         prompt_tokens = len(record.prompt_token_ids)
-        generated_tokens = sum(len(c.completion.token_ids) for c in record.candidates)
-        self.prompt_tokens.labels(arm).inc(prompt_tokens)
-        self.generation_tokens.labels(arm).inc(generated_tokens)
-        self.request_prompt_tokens.labels(arm).observe(prompt_tokens)
-        self.request_generation_tokens.labels(arm).observe(generated_tokens)
-        self.params_n.labels(arm).observe(record.best_of)
-        self.params_max_tokens.labels(arm).observe(record.params.max_tokens)
+        generated_tokens = record.generated_tokens
+        of_arm = self._arms.get(arm)
+        if of_arm is None:
+            of_arm = self._arms[arm] = _ArmInstruments(self, arm)
+        of_arm.prompt_tokens.inc(prompt_tokens)
+        of_arm.generation_tokens.inc(generated_tokens)
+        of_arm.request_prompt_tokens.observe(prompt_tokens)
+        of_arm.request_generation_tokens.observe(generated_tokens)
+        of_arm.params_n.observe(record.best_of)
+        of_arm.params_max_tokens.observe(record.params.max_tokens)
         for candidate in record.candidates:
             self.candidates.labels(arm, candidate.completion.finish_reason).inc()
         if record.degraded is not None:
             self.degraded.labels(record.degraded).inc()
         if record.score is not None:
             self.reward.labels(arm).observe(record.score)
-        self.latency.labels(arm).observe(record.latency_s)
-        self.queue_time.labels(arm).observe(record.queue_s)
+        of_arm.latency.observe(record.latency_s)
+        of_arm.queue_time.observe(record.queue_s)
         for told in self.on_answer:
             told(record)
         self.overhead.observe(max(overhead_s, 0.0))
@@ -235,6 +239,21 @@ class Metrics:
     def render(self) -> bytes:
         """The registry in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _ArmInstruments:
+    """An arm's own children of what every answer touches: to look each up costs more than to
+    count."""
+
+    def __init__(self, metrics: Metrics, arm: str) -> None:
+        self.prompt_tokens = metrics.prompt_tokens.labels(arm)
+        self.generation_tokens = metrics.generation_tokens.labels(arm)
+        self.request_prompt_tokens = metrics.request_prompt_tokens.labels(arm)
+        self.request_generation_tokens = metrics.request_generation_tokens.labels(arm)
+        self.params_n = metrics.params_n.labels(arm)
+        self.params_max_tokens = metrics.params_max_tokens.labels(arm)
+        self.latency = metrics.latency.labels(arm)
+        self.queue_time = metrics.queue_time.labels(arm)
 
 
 class TokenTimes:

@@ -9,8 +9,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from bond_core.config import AdmissionConfig
 from bond_core.errors import OverloadedError
 from bond_server.errors import overloaded
+from bond_server.loop_lag import LoopLag
 from bond_server.metrics import Metrics
 
 ANSWERING = frozenset(
@@ -26,7 +28,11 @@ ANSWERING = frozenset(
 ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})
 """What has to answer above all when there is too much to do."""
 TOO_MANY_REQUESTS = "too_many_requests"
+BEHIND = "behind"
 RETRY_S = 1.0
+BUSY_SHARE = 0.1
+"""Of `max_requests`: with fewer in hand, a late event loop was held up once (a model was loaded in
+this process, say), and is not short of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,18 @@ class Refused:
 
 
 class SheddingMiddleware:
-    """Refuses requests beyond `max_requests`, and work while the queue for it is full."""
+    """Refuses requests beyond `max_requests`, and work while the queue for it is full or the event
+    loop is too late to do it."""
 
-    def __init__(self, app: ASGIApp, max_requests: int, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, limits: AdmissionConfig, metrics: Metrics, lag: LoopLag
+    ) -> None:
         self._app = app
-        self._max_requests = max_requests
+        self._max_requests = limits.max_requests
+        self._busy = BUSY_SHARE * limits.max_requests
+        self._max_lag_s = limits.max_lag_s
         self._metrics = metrics
+        self._lag = lag
         self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +81,15 @@ class SheddingMiddleware:
                 code=TOO_MANY_REQUESTS,
                 retry_after_s=RETRY_S,
             )
-        if scope["method"] == "POST" and scope["path"] in ANSWERING:
-            gateway: Any = scope["app"].state.gateway
-            return gateway.admission.refusal()
-        return None
+        if scope["method"] != "POST" or scope["path"] not in ANSWERING:
+            return None
+        if self._requests >= self._busy and (lag_s := self._lag.seconds) > self._max_lag_s:
+            self._metrics.admission_refused.labels(BEHIND).inc()
+            return OverloadedError(
+                f"the gateway is {lag_s:.2f} s behind with {self._requests} requests in hand "
+                "(admission.max_lag_s)",
+                code=TOO_MANY_REQUESTS,
+                retry_after_s=RETRY_S,
+            )
+        gateway: Any = scope["app"].state.gateway
+        return gateway.admission.refusal()

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from bond_core.errors import StoreUnavailableError
 from bond_core.store import PolicyRecord, Store, TrainingRecord
 from bond_core.store.served_kl import ServedKL, served_kl
+from bond_core.store.versions import version_states
 from bond_core.types import REFERENCE_VERSION, PolicyState
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,17 @@ LOOK_EVERY_S = 5.0
 NEWEST_VERSIONS = 20
 """Versions of which the gate's figures are told; older ones are in `GET /v1/policies`."""
 _STATES: tuple[str, ...] = get_args(TrainingRecord.__annotations__["state"])
-_VERDICTS = ("passed", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class GateFigures:
+    """What the gate found of one version; it never changes."""
+
+    passed: bool
+    failed_checks: tuple[str, ...]
+    reward: float | None
+    reward_gain: float | None
+    kl_nats: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +46,12 @@ class StoreStatus:
     """What the store said at one look."""
 
     run: TrainingRecord | None
-    policies: Sequence[PolicyRecord]
+    states: Mapping[str, PolicyState]
+    """Of every version but the reference, oldest first."""
+    gate: Mapping[str, GateFigures]
+    """Of those that the gate judged."""
     active: str
     served: ServedKL | None
-
-
-async def look(store: Store) -> StoreStatus:
-    """Read everything that is told. Raises `StoreUnavailableError`."""
-    active = await store.policies.active()
-    return StoreStatus(
-        run=await store.training.latest(),
-        policies=await store.policies.all(),
-        active=active,
-        served=await store.database.read(partial(served_kl, version=active)),
-    )
 
 
 class StoreMetrics(Collector):
@@ -59,11 +62,12 @@ class StoreMetrics(Collector):
         self._kl_budget_nats = kl_budget_nats
         self._status: StoreStatus | None = None
         self._up: float | None = None
+        self._gate: dict[str, GateFigures | None] = {}
 
     async def refresh(self, store: Store) -> None:
         """Look once; a store that does not answer is told as such."""
         try:
-            self._status, self._up = await look(store), 1.0
+            self._status, self._up = await self._look(store), 1.0
         except StoreUnavailableError as error:
             if self._up != 0.0:
                 logger.warning("nothing is known of the trainer: %s", error.loggable)
@@ -79,13 +83,30 @@ class StoreMetrics(Collector):
                 self._status, self._up = None, 0.0
             await asyncio.sleep(LOOK_EVERY_S)
 
+    async def _look(self, store: Store) -> StoreStatus:
+        active = await store.policies.active()
+        states = await store.database.read(version_states)
+        if new := states.keys() - self._gate.keys():
+            # evaluations are large and many: each is read once
+            first = len(new) > 1
+            found = await store.policies.all() if first else [await store.policies.get(*new)]
+            self._gate.update((r.version, _gate_figures(r)) for r in found if r is not None)
+        by_number = sorted(states, key=lambda version: (len(version), version))
+        return StoreStatus(
+            run=await store.training.latest(),
+            states={version: states[version] for version in by_number},
+            gate={v: gate for v in by_number if (gate := self._gate.get(v)) is not None},
+            active=active,
+            served=await store.database.read(partial(served_kl, version=active)),
+        )
+
     def collect(self) -> Iterable[Metric]:
         """Every family, also those of which nothing is known."""
         status = self._status
         yield _gauge("store_up", "1 if the store answered the last look.", self._up)
         yield _gauge("kl_budget_nats", "The gate's KL budget per answer.", self._kl_budget_nats)
         yield from _of_the_run(None if status is None else status.run)
-        yield from _of_the_gate(() if status is None else status.policies)
+        yield from _of_the_gate(status)
         yield from _of_the_served(status)
 
 
@@ -111,49 +132,59 @@ def _of_the_run(run: TrainingRecord | None) -> Iterator[Metric]:
     yield metric
 
 
-def _of_the_gate(policies: Sequence[PolicyRecord]) -> Iterator[Metric]:
-    judged = [(record, gate) for record in policies if (gate := record.evaluation.get("gate"))]
-    verdicts = Counter("passed" if gate["passed"] else "refused" for _, gate in judged)
-    failed = Counter(
-        str(check["name"])
-        for _, gate in judged
-        for check in gate.get("checks", ())
-        if not check["passed"]
+def _gate_figures(record: PolicyRecord) -> GateFigures | None:
+    gate: Mapping[str, Any] | None = record.evaluation.get("gate")
+    if gate is None:
+        return None
+    checks: Sequence[Mapping[str, Any]] = gate.get("checks", ())
+    return GateFigures(
+        passed=bool(gate["passed"]),
+        failed_checks=tuple(str(check["name"]) for check in checks if not check["passed"]),
+        reward=_number(record.evaluation.get("reward_mean")),
+        reward_gain=_number(gate.get("reward_gain")),
+        kl_nats=_number(record.evaluation.get("kl_nats")),
     )
+
+
+def _of_the_gate(status: StoreStatus | None) -> Iterator[Metric]:
     verdict = CounterMetricFamily(
         "bond_gate_verdicts", "Challengers that the gate judged.", labels=("verdict",)
     )
-    if policies:
-        for name in _VERDICTS:
-            verdict.add_metric((name,), float(verdicts[name]))
     failures = CounterMetricFamily(
         "bond_gate_failed_checks", "Checks of the gate that failed.", labels=("check",)
     )
-    for name, count in sorted(failed.items()):
-        failures.add_metric((name,), float(count))
     states = _labelled("policy_versions", "Versions by state, without the reference.", "state")
-    held = Counter(r.state for r in policies if r.version != REFERENCE_VERSION)
-    if policies:
+    judged: Mapping[str, GateFigures] = {} if status is None else status.gate
+    if status is not None:
+        passed = sum(gate.passed for gate in judged.values())
+        verdict.add_metric(("passed",), float(passed))
+        verdict.add_metric(("refused",), float(len(judged) - passed))
+        failed = Counter(name for gate in judged.values() for name in gate.failed_checks)
+        for name, count in sorted(failed.items()):
+            failures.add_metric((name,), float(count))
+        held = Counter(status.states.values())
         for policy_state in PolicyState:
             states.add_metric((policy_state.value,), float(held[policy_state]))
-    yield verdict
-    yield failures
-    yield states
-    newest = judged[-NEWEST_VERSIONS:]
-    yield _of_versions(
-        "gate_reward",
-        "Mean reward at the gate.",
-        ((r, r.evaluation.get("reward_mean")) for r, _ in newest),
-    )
-    yield _of_versions(
-        "gate_reward_gain",
-        "Mean reward over the incumbent's at the gate.",
-        ((r, gate.get("reward_gain")) for r, gate in newest),
-    )
-    yield _of_versions(
-        "gate_kl_nats",
-        "KL to the reference at the gate, per answer.",
-        ((r, r.evaluation.get("kl_nats")) for r, _ in newest),
+    newest = list(judged.items())[-NEWEST_VERSIONS:]
+    return iter(
+        (
+            verdict,
+            failures,
+            states,
+            _of_versions(
+                "gate_reward", "Mean reward at the gate.", ((v, g.reward) for v, g in newest)
+            ),
+            _of_versions(
+                "gate_reward_gain",
+                "Mean reward over the incumbent's at the gate.",
+                ((v, g.reward_gain) for v, g in newest),
+            ),
+            _of_versions(
+                "gate_kl_nats",
+                "KL to the reference at the gate, per answer.",
+                ((v, g.kl_nats) for v, g in newest),
+            ),
+        )
     )
 
 
@@ -178,18 +209,20 @@ def _labelled(name: str, text: str, label: str) -> GaugeMetricFamily:
 
 
 def _of_versions(
-    name: str, text: str, values: Iterable[tuple[PolicyRecord, object]]
+    name: str, text: str, values: Iterable[tuple[str, float | None]]
 ) -> GaugeMetricFamily:
     family = _labelled(name, text, "version")
-    for record, value in values:
-        if isinstance(value, int | float):
-            family.add_metric((record.version,), float(value))
+    for version, value in values:
+        if value is not None:
+            family.add_metric((version,), value)
     return family
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    return (
-        (name, float(value))
-        for name, value in sorted(metrics.items())
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    )
+    for name, value in sorted(metrics.items()):
+        if (number := _number(value)) is not None:
+            yield name, number
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

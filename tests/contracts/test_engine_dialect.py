@@ -112,6 +112,35 @@ async def test_a_draw_that_is_given_up_leaves_what_has_ended(engine: Engine) -> 
     assert len((await engine.generate("v0000", PROMPT, TOLD, 2)).completions) == 2
 
 
+async def test_what_was_drawn_in_vain_is_told(engine: Engine) -> None:
+    partial, params = Partial(), SamplingParams(max_tokens=160, seed=3)
+    drawing = asyncio.create_task(engine.generate("v0000", PROMPT, params, 24, partial))
+    for _ in range(10_000):
+        if partial.completions or drawing.done():
+            break
+        await asyncio.sleep(0.002)
+    whole = drawing.done()
+    drawing.cancel()
+    await asyncio.wait({drawing})
+    if whole:  # an engine that takes no time has nothing to give up
+        return
+    again = (await engine.generate("v0000", PROMPT, params, 24)).completions
+    assert set(partial.unfinished) == set(range(24)) - set(partial.completions)
+    for index, drawn in partial.unfinished.items():
+        assert 0 < drawn <= len(again[index].token_ids)
+    assert partial.cut_tokens == sum(partial.unfinished.values())
+
+
+async def test_pieces_count_the_tokens_until_then(engine: Engine) -> None:
+    params = SamplingParams(max_tokens=24, seed=11)
+    pieces = [piece async for piece in engine.stream("v0000", PROMPT, params)]
+    counts = [piece.num_tokens for piece in pieces]
+    assert counts == sorted(counts)
+    assert counts[0] > 0
+    assert pieces[-1].completion is not None
+    assert counts[-1] == len(pieces[-1].completion.token_ids)
+
+
 async def test_fields_of_another_engine_are_refused_by_name(engine: Engine) -> None:
     params = replace(TOLD, further={"beam_width": 3})
     with pytest.raises(InvalidRequestError) as refused:

@@ -8,7 +8,7 @@ from stored import best_of_n, candidate, completion
 
 from bond_core.errors import ScoringError, StoreUnavailableError
 from bond_core.holdout import Split
-from bond_core.store import CompletionRecord, Origin, Store
+from bond_core.store import Annotation, CompletionRecord, Origin, Store
 from bond_core.store.tables import UNSCORED
 from bond_core.types import (
     Arm,
@@ -50,6 +50,7 @@ FULL = CompletionRecord(
         Candidate(0, Completion(HARD_TEXT, (4, 5), (-0.1, -1e-12), "length"), -3.25),
         Candidate(1, Completion("", (), (), "stop"), None),
     ),
+    cut_tokens=7,
     chosen=(1, 0),
     status="failed",
     degraded="scoring failed",
@@ -145,8 +146,8 @@ async def test_annotate_sets_what_is_given_and_leaves_the_rest(store: Store) -> 
     await store.completions.record(completion("a", score=1.0, gold_score=2.0))
     await store.completions.record(completion("b"))
 
-    await store.completions.annotate("a", judge_score=3.0, log_ratio=-0.5)
-    await store.completions.annotate("a", gold_score=0.0)
+    await store.completions.annotate([Annotation("a", judge_score=3.0, log_ratio=-0.5)])
+    await store.completions.annotate([Annotation("a", gold_score=0.0)])
 
     a = await store.completions.get("a")
     b = await store.completions.get("b")
@@ -160,7 +161,7 @@ async def test_annotate_sets_what_is_given_and_leaves_the_rest(store: Store) -> 
 async def test_a_number_that_is_not_finite_is_refused(store: Store, value: float) -> None:
     await store.completions.record(completion("a"))
     with pytest.raises(ScoringError, match="score is"):
-        await store.completions.annotate("a", score=value)
+        await store.completions.annotate([Annotation("a", score=value)])
     with pytest.raises(ScoringError, match="log_ratio is"):
         await store.completions.record(completion("b", log_ratio=value))
     with pytest.raises(ScoringError, match="candidate score is"):
@@ -189,8 +190,8 @@ async def test_unscored_lists_what_still_lacks_a_number(store: Store) -> None:
     after = await store.completions.unscored(10, after_seq=waiting[0].seq)
     assert [row.id for row in after] == ["degraded", "distilled"]
 
-    await store.completions.annotate("single", score=0.0)
-    await store.completions.annotate("distilled", log_ratio=0.0)
+    await store.completions.annotate([Annotation("single", score=0.0)])
+    await store.completions.annotate([Annotation("distilled", log_ratio=0.0)])
     assert [row.id for row in await store.completions.unscored(10)] == ["degraded"]
 
 

@@ -81,17 +81,6 @@ async def test_closing_commits_what_waits_and_refuses_what_comes(
         await store.ping()
 
 
-async def test_annotations_share_commits_too(store: Store) -> None:
-    await store.completions.record_many(completion(f"row {i}") for i in range(100))
-    await asyncio.gather(
-        *(store.completions.annotate(f"row {i}", score=float(i)) for i in range(100))
-    )
-    assert await store.completions.unscored(100) == []
-    found = await store.completions.get("row 73")
-    assert found is not None
-    assert found.score == 73.0
-
-
 class GatedDatabase:
     """Runs no work; every write waits at a gate, and is counted."""
 

@@ -131,10 +131,10 @@ def test_a_stream_is_put_together() -> None:
     answer = answers.StreamedAnswer(PARAMS)
     first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     assert answer.push(json.dumps(first | {"prompt_token_ids": [3, 4]})) is None
-    assert answer.push(chunk()) == TextDelta("a")
+    assert answer.push(chunk()) == TextDelta("a", num_tokens=1)
     assert not answer.finished
     last = chunk(delta={"content": "b"}, finish_reason="stop", token_ids=[6])
-    assert answer.push(last) == TextDelta("b")
+    assert answer.push(last) == TextDelta("b", num_tokens=2)
     assert answer.finished
     completion = answer.completion()
     assert (completion.text, completion.token_ids, completion.logprob) == ("ab", (5, 6), -1.0)

@@ -9,7 +9,7 @@ from running_gateway import MakeConfig, Run, eventually
 from store_contents import a_run, refused, verdict
 from stored import best_of_n, completion, policy
 
-from bond_core.store import Store
+from bond_core.store import Annotation, Store
 from bond_core.store.served_kl import ServedKL, served_kl
 from bond_core.types import Arm
 from bond_server.store_metrics import NEWEST_VERSIONS, StoreMetrics
@@ -40,7 +40,7 @@ async def distilled(store: Store, id: str, ratio: float | None, **changes: objec
         completion(id, **{"arm": Arm.DISTILLED, "version": "v0001", **changes})
     )
     if ratio is not None:
-        await store.completions.annotate(id, log_ratio=ratio)
+        await store.completions.annotate([Annotation(id=id, log_ratio=ratio)])
 
 
 async def activate(store: Store, version: str) -> None:
@@ -93,6 +93,18 @@ async def test_the_gate(store: Store) -> None:
     assert told.value("gate_reward", version="v0002") == 3.0
     assert told.value("gate_reward_gain", version="v0002") == 2.0
     assert told.value("gate_kl_nats", version="v0002") == 5.0
+
+
+async def test_a_verdict_that_comes_between_two_looks(store: Store) -> None:
+    told = Told()
+    for number in (9999, 10000):
+        await store.policies.insert(refused(f"v{number}", "kl"))
+        await told.metrics.refresh(store)
+    assert told.value("gate_verdicts_total", verdict="refused") == 2.0
+    await store.policies.insert(policy("v10001"))  # made by hand: the gate said nothing of it
+    await told.metrics.refresh(store)
+    assert told.value("gate_verdicts_total", verdict="refused") == 2.0
+    assert told.value("policy_versions", state="challenger") == 1.0
 
 
 async def test_old_versions_are_no_series(store: Store) -> None:

@@ -211,7 +211,7 @@ def test_grafana_finds_the_data_source_and_the_dashboard() -> None:
     [provider] = yaml.safe_load((GRAFANA / "provisioning/dashboards/bondserve.yaml").read_text())[
         "providers"
     ]
-    assert provider["options"]["path"] == "/etc/grafana/dashboards"
+    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
     wanted = {"type": "prometheus", "uid": source["uid"]}
     scrape = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     assert source["jsonData"]["timeInterval"] == scrape["global"]["scrape_interval"]

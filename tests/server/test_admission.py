@@ -12,6 +12,7 @@ from running_gateway import MakeConfig, Run, row_id
 
 from bond_core.config import AdmissionConfig, FakeEngineConfig, LocalEngineConfig, VllmEngineConfig
 from bond_core.errors import OverloadedError
+from bond_server.loop_lag import LoopLag
 from bond_server.metrics import Metrics
 from bond_server.services.admission import Admission
 
@@ -326,6 +327,51 @@ async def test_too_many_requests_are_refused_unread_but_the_state_can_be_asked(
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["retry-after-ms"] == "1000"
     assert [answer.status_code for answer in [*state, *answers]] == [200] * 5
+
+
+def hold_up(seconds: float) -> None:
+    """Let the event loop do nothing else."""
+    time.sleep(seconds)
+
+
+async def test_work_is_refused_unread_while_the_event_loop_is_late_with_much_in_hand(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(
+        engine={"type": "fake", "delay_s": 0.4},
+        admission={"max_requests": 20, "max_rows": 64, "max_lag_s": 0.1},
+    )
+    async with run(config) as running:
+        first = asyncio.create_task(running.post("/v1/distilled"))
+        await until(lambda: running.gateway.admission.running_rows == 1)
+        hold_up(0.15)  # one request in hand is no sign of too much work
+        second = asyncio.create_task(running.post("/v1/distilled"))
+        await until(lambda: running.gateway.admission.running_rows == 2)
+        hold_up(0.15)
+        late = await running.client.post("/v1/distilled", content=b"not read")
+        state = await running.client.get("/v1/models")
+        answers = await asyncio.gather(first, second)
+        later = await running.post("/v1/distilled")
+        assert running.metric("bond_admission_refused_total", reason="behind") == 1
+    assert late.status_code == 503
+    assert late.json()["error"]["code"] == "too_many_requests"
+    assert "admission.max_lag_s" in late.json()["error"]["message"]
+    assert late.headers["retry-after"] == "1"
+    assert [answer.status_code for answer in (state, *answers, later)] == [200] * 4
+
+
+async def test_the_lag_of_the_event_loop_is_known_before_the_beat_that_is_late() -> None:
+    lag = LoopLag()
+    assert lag.seconds == 0  # nothing beats yet
+    beating = asyncio.create_task(lag.run())
+    await asyncio.sleep(0.05)
+    hold_up(0.2)
+    assert 0.15 < lag.seconds < 5  # its beat could not run yet
+    await asyncio.sleep(0)
+    await until(lambda: lag.seconds < 0.1)
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
+    assert lag.seconds == 0
 
 
 async def test_nobody_waits_for_a_place_beyond_its_deadline() -> None:

@@ -41,7 +41,12 @@ async def test_best_of_n_answers_with_the_best_of_all_candidates(
     usage = body["usage"]
     assert usage["completion_tokens"] == sum(c["tokens"] for c in candidates)
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    assert usage["bond"] == {"n": 4, "chosen_completion_tokens": best["tokens"]}
+    assert usage["bond"] == {
+        "n": 4,
+        "ended": 4,
+        "chosen_completion_tokens": best["tokens"],
+        "cut_completion_tokens": 0,
+    }
     assert record is not None
     assert record.chosen == (best["index"],)
     assert record.score == best["score"]

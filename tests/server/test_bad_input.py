@@ -87,6 +87,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": HI, "stop": [""]}, "stop.0", "invalid_value"),
     ({"messages": HI, "logit_bias": {"yes": 1}}, "logit_bias", "invalid_value"),
     ({"messages": HI, "logit_bias": {"7" * 5000: 1}}, "logit_bias", "invalid_value"),
+    ({"messages": HI, "logit_bias": {"5": 1, "05": 2}}, "logit_bias", "invalid_value"),
     ({"messages": HI, "logit_bias": {"1": 101}}, "logit_bias.1", "invalid_value"),
     ({"messages": HI, "metadata": {"a": 1}}, "metadata.a", "invalid_value"),
     (

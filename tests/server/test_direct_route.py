@@ -1,13 +1,14 @@
 """Reading a body straight into its model tells callers the same as the framework's way."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fastapi.routing import APIRoute
 from running_gateway import MODEL, MakeConfig, Run
 
-from bond_server.routes import best_of_n, chat, compare, completions, distilled
-from bond_server.routes.direct import DirectRoute
+from bond_core.config import AccessConfig
+from bond_server.app import ANSWERING
+from bond_server.shedding import ANSWERING as ADMITTED
 
 HI = b'{"messages": [{"role": "user", "content": "hi"}], "seed": 3'
 BODIES = [
@@ -49,7 +50,7 @@ async def test_both_ways_tell_the_same(
     headers = {"content-type": "application/json"}
     async with run(make_config()) as running:
         ours = await running.client.post("/v1/distilled", content=content, headers=headers)
-    monkeypatch.setattr(DirectRoute, "get_route_handler", APIRoute.get_route_handler)
+    monkeypatch.setattr("bond_server.app.DirectMiddleware", lambda app, routers: app)
     async with run(make_config()) as running:
         theirs = await running.client.post("/v1/distilled", content=content, headers=headers)
     assert ours.status_code == theirs.status_code
@@ -75,6 +76,30 @@ async def test_a_body_that_is_not_declared_as_json_is_refused_as_before(
     assert declared.json()["model"] == f"{MODEL}:distilled"
 
 
-def test_every_answering_route_goes_the_direct_way() -> None:
-    for module in (chat, completions, best_of_n, distilled, compare):
-        assert [type(route) for route in module.router.routes] == [DirectRoute]
+def test_every_route_whose_work_is_admitted_goes_the_direct_way() -> None:
+    paths = [route.path for router in ANSWERING for route in router.routes]
+    assert set(paths) == ADMITTED
+
+
+@pytest.mark.parametrize("way", ["direct", "the framework's"])
+async def test_a_body_over_its_bounds_is_refused_and_the_gateway_goes_on(
+    run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way != "direct":
+        monkeypatch.setattr("bond_server.app.DirectMiddleware", lambda app, routers: app)
+    headers = {"content-type": "application/json"}
+    access = AccessConfig(max_body_bytes=2000, max_json_depth=8)
+
+    async def chunks() -> AsyncIterator[bytes]:  # so that no length is declared
+        for _ in range(4):
+            yield b" " * 1000
+
+    async with run(make_config(access=access)) as running:
+        deep, long, undeclared = [
+            await running.client.post("/v1/distilled", content=content, headers=headers)
+            for content in (b"[" * 9 + b"]" * 9, b" " * 2001, chunks())
+        ]
+        after = await running.client.post("/v1/distilled", content=HI + b"}", headers=headers)
+    told = [(r.status_code, r.json()["error"]["code"]) for r in (deep, long, undeclared)]
+    assert told == [(400, "body_too_deep"), (413, "body_too_large"), (413, "body_too_large")]
+    assert after.status_code == 200

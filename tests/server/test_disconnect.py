@@ -1,6 +1,7 @@
 """Who goes away ends the work; who cancels from outside is told so."""
 
 import asyncio
+import gc
 
 import pytest
 from starlette.requests import Request
@@ -68,3 +69,43 @@ async def test_a_cancellation_from_outside_is_raised(gone_too: bool) -> None:
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert connection.cancelled == 1
+
+
+async def test_a_connection_that_cannot_be_watched_counts_as_closed_and_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        raise RuntimeError("the server's own")
+
+    untold: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: untold.append(context["message"]))
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    connection = Connection()
+    assert await until_disconnect(request, connection.work(60)) is None
+    assert connection.cancelled == 1
+    # one that fails after the work has ended is of no interest
+    assert await until_disconnect(request, connection.work(0)) == "done"
+    await asyncio.sleep(0.05)
+    gc.collect()
+    assert untold == []
+    [record] = [r for r in caplog.records if "cannot be watched" in r.message]
+    assert record.exc_info is not None
+
+
+async def test_work_that_ends_in_spite_of_its_cancellation_leaves_none_pending() -> None:
+    connection = Connection()
+
+    async def stubborn() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "all the same"
+        return "too late"
+
+    asyncio.get_running_loop().call_later(0.01, connection.gone.set)
+    assert await until_disconnect(connection.request, stubborn()) == "all the same"
+    running = asyncio.current_task()
+    assert running is not None
+    assert running.cancelling() == 0

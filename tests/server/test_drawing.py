@@ -38,6 +38,7 @@ class Uneven(FakeEngine):
         assert partial is not None
         partial.prompt_token_ids = (7, 8)
         partial.completions.update({index: completion(index) for index in self.ended})
+        partial.unfinished.update({2: 3, 6: 4})
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -51,14 +52,15 @@ async def test_what_has_ended_keeps_its_index() -> None:
     drawn = await draw_until(engine, Work("v0000", PROMPT, SamplingParams(), 8), 0.05)
     assert drawn.indices == (1, 4, 5)
     assert drawn.generation == Generation((7, 8), (completion(1), completion(4), completion(5)))
-    assert drawn.degraded == DEADLINE
+    assert (drawn.degraded, drawn.cut_tokens) == (DEADLINE, 7)
     assert engine.cancelled
 
 
 async def test_nothing_that_has_ended_is_an_error() -> None:
     engine = Uneven(())
-    with pytest.raises(DeadlineError, match="none of 8 candidates"):
+    with pytest.raises(DeadlineError, match="none of 8 candidates") as late:
         await draw_until(engine, Work("v0000", PROMPT, SamplingParams(), 8), 0.05)
+    assert (late.value.prompt_token_ids, late.value.cut_tokens) == ((7, 8), 7)
     assert engine.cancelled
 
 

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from api_keys import bearer, make_key
 from databases import OpenStoreAt
-from running_gateway import MakeConfig, Run, Running, eventually
+from running_gateway import MODEL, MakeConfig, Run, Running, eventually
+from stored import all_rows
 
 from bond_core.errors import StoreUnavailableError
 from bond_core.store import KeyLimits
@@ -361,6 +362,20 @@ def test_durations_are_written_as_openai_does() -> None:
         assert duration(microseconds) == text
 
 
+async def test_several_prompts_are_one_request_and_all_their_tokens(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        stopped(running)
+        limits = KeyLimits(requests_per_minute=10, tokens_per_minute=100_000)
+        _, secret = await make_key(running, ["infer"], limits=limits)
+        body = {"model": f"{MODEL}:bon", "prompt": ["one", "two", "three"]}
+        response = await running.client.post("/v1/completions", json=body, headers=bearer(secret))
+        left = 100_000 - response.json()["usage"]["total_tokens"]
+        assert response.headers["x-ratelimit-remaining-tokens"] == str(left)
+        assert response.headers["x-ratelimit-remaining-requests"] == "9"
+
+
 async def test_candidates_that_a_deadline_cut_off_are_paid_for(
     run: Run, make_config: MakeConfig
 ) -> None:
@@ -373,7 +388,12 @@ async def test_candidates_that_a_deadline_cut_off_are_paid_for(
         some = await ask(running, secret, "/v1/best-of-n", **body)
         assert some.json()["bond"]["degraded"] == "deadline"
         usage = some.json()["usage"]
-        left = 10_000 - usage["total_tokens"] - 4 * 50
-        none = await ask(running, secret, "/v1/best-of-n", **body | {"bond": {"deadline_ms": 100}})
+        assert usage["bond"]["cut_completion_tokens"] > 0
+        left = 10_000 - usage["total_tokens"]
+        assert some.headers["x-ratelimit-remaining-tokens"] == str(left)
+        none = await ask(running, secret, "/v1/best-of-n", **body | {"bond": {"deadline_ms": 200}})
         assert none.status_code == 504
-        assert none.headers["x-ratelimit-remaining-tokens"] == str(left - 6 * 50)
+        [failed] = [r for r in await all_rows(running.gateway.store) if r.status == "failed"]
+        assert failed.cut_tokens > 0
+        spent = usage["prompt_tokens"] + failed.cut_tokens
+        assert none.headers["x-ratelimit-remaining-tokens"] == str(left - spent)

@@ -56,7 +56,12 @@ async def test_an_answer_has_every_field_of_the_dialect(client: AsyncOpenAI) -> 
     assert answer.usage.completion_tokens == sum(c["tokens"] for c in candidates)
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert answer.usage.model_extra == {
-        "bond": {"n": 4, "chosen_completion_tokens": sum(c["tokens"] for c in by_score[:2])}
+        "bond": {
+            "n": 4,
+            "ended": 4,
+            "chosen_completion_tokens": sum(c["tokens"] for c in by_score[:2]),
+            "cut_completion_tokens": 0,
+        }
     }
 
 

@@ -329,3 +329,52 @@ async def test_words_in_parameters_are_redacted(
     assert tool["function"] == {"name": "ask", "description": "what [NAME] wants"}
     files = b"".join(file.read_bytes() for file in config.data_dir.glob("bond.db*"))
     assert b"Alice" not in files
+
+
+async def test_names_in_messages_are_redacted_and_metadata_alone_keeps_its_tokens(
+    run: Run, make_config: MakeConfig, redact: str
+) -> None:
+    config = make_config(store={"redact": f"{redact}:names"})
+    turn = {"role": "user", "content": "hello"}
+    pairs = {"who": "Alice", "why": "parcel"}
+    async with run(config) as running:
+        named = (await running.post("/v1/best-of-n", messages=[{**turn, "name": "Alice"}])).json()
+        tagged = (await running.post("/v1/best-of-n", messages=[turn], metadata=pairs)).json()
+        completions = running.gateway.store.completions
+        by_name = await completions.get(row_id(named))
+        by_pair = await completions.get(row_id(tagged))
+        assert running.metric("bond_redactions_total", outcome="changed") == 2
+        path = f"/v1/chat/completions/{tagged['id']}"
+        changed = await running.client.post(path, json={"metadata": {"for": "Alice and Bob"}})
+        found = await running.client.get(
+            "/v1/chat/completions", params={"metadata[for]": "[NAME] and Bob"}
+        )
+    assert by_name is not None
+    assert (by_name.messages[0].name, by_name.redacted) == ("[NAME]", True)
+    assert set(by_name.prompt_token_ids) == {0}
+    assert by_pair is not None
+    assert by_pair.origin.metadata == {"who": "[NAME]", "why": "parcel"}
+    assert (by_pair.redacted, by_pair.may_train) == (False, True)
+    assert set(by_pair.prompt_token_ids) != {0}
+    assert changed.json()["metadata"] == {"for": "[NAME] and Bob"}
+    assert [item["id"] for item in found.json()["data"]] == [tagged["id"]]
+    files = b"".join(file.read_bytes() for file in config.data_dir.glob("bond.db*"))
+    assert b"Alice" not in files
+    assert b"[NAME]" in files
+
+
+async def test_new_metadata_that_cannot_be_redacted_is_not_kept(
+    run: Run, make_config: MakeConfig, redact: str
+) -> None:
+    config = make_config(store={"redact": f"{redact}:names"})
+    async with run(config) as running:
+        body = (await running.post("/v1/best-of-n", metadata={"a": "b"})).json()
+        redactor: Any = running.gateway.stored._redactor
+
+        def broken(texts: list[str]) -> list[str]:
+            raise ValueError(texts[0])
+
+        redactor._function = broken
+        path = f"/v1/chat/completions/{body['id']}"
+        changed = await running.client.post(path, json={"metadata": {"a": "Alice"}})
+    assert (changed.status_code, changed.json()["metadata"]) == (200, {})

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from running_gateway import MakeConfig, Run, Running, row_id, settled
-
-from bond_core.store import Store
+from stored import all_rows
 
 PATH = "/v1/chat/completions"
 
@@ -178,7 +177,7 @@ async def test_without_content_nothing_is_stored(run: Run, make_config: MakeConf
         await ask(running, "hello", store=True, metadata={"secret": "pair"})
         assert (await page(running))["data"] == []
         assert (await running.client.get("/v1/export")).text == ""
-        [row] = await rows(running.gateway.store)
+        [row] = await all_rows(running.gateway.store)
     assert row.origin.metadata == {}
 
 
@@ -194,7 +193,7 @@ async def test_an_export_is_every_row_with_all_candidates_a_page_at_a_time(
         rest = await running.client.get("/v1/export", params={"after": answers[6]["id"]})
         one = await running.client.get("/v1/export", params={"metadata[i]": "3"})
         unknown = await running.client.get("/v1/export", params={"after": "nobody"})
-        stored = await rows(running.gateway.store)
+        stored = await all_rows(running.gateway.store)
     lines = [json.loads(line) for line in response.text.splitlines()]
     assert response.headers["content-type"].startswith("application/x-ndjson")
     assert [line["id"] for line in lines] == [f"chatcmpl-{row.id}" for row in stored]
@@ -210,13 +209,3 @@ async def test_an_export_is_every_row_with_all_candidates_a_page_at_a_time(
     ]
     assert [json.loads(line)["metadata"] for line in one.text.splitlines()] == [{"i": "3"}]
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "after")
-
-
-async def rows(store: Store) -> list[Any]:
-    """Every row, oldest first."""
-    from bond_core.store.completions import JOINED
-    from bond_core.store.rows import decode
-    from bond_core.store.tables import completions
-
-    query = JOINED.order_by(completions.c.seq)
-    return await store.database.read(lambda c: [decode(r) for r in c.execute(query).mappings()])

@@ -137,7 +137,7 @@ async def test_a_best_of_n_is_a_parent_with_one_child_that_samples_and_one_that_
     }
     scope = parent.instrumentation_scope
     assert scope is not None
-    assert scope.schema_url == "https://opentelemetry.io/schemas/1.38.0"
+    assert scope.schema_url == "https://opentelemetry.io/schemas/1.44.0"
     assert sampling.end_time is not None
     assert scoring.start_time is not None
     assert sampling.end_time <= scoring.start_time

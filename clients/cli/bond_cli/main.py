@@ -8,6 +8,7 @@ from bond_cli.commands import (
     ask,
     choose_n,
     compare,
+    db,
     demo,
     evaluate,
     keys,
@@ -58,6 +59,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("choose-n")(choose_n.choose)
 app.add_typer(policies.app, name="policies")
 app.add_typer(keys.app, name="keys")
+app.add_typer(db.app, name="db")
 
 
 def main() -> None:

@@ -28,6 +28,9 @@ class AdmissionConfig(Section):
     """Longest time that a request waits before it gets 429."""
     max_requests: int = Field(default=1000, ge=1)
     """HTTP requests of any kind in the process at once; more get 503 before they are read."""
+    max_lag_s: float = Field(default=0.25, gt=0, allow_inf_nan=False)
+    """How late the event loop may be, with a tenth of `max_requests` in hand: beyond, work that is
+    asked for gets 503 before it is read, so that what was accepted is answered."""
 
     def rows_at_once(self, engine: EngineConfig) -> int:
         """`max_rows`, or its default for this engine."""

@@ -56,8 +56,8 @@ class ArmsConfig(Section):
     max_best_of: int = Field(default=64, ge=1)
     """Largest N that a request may ask for."""
     deadline_s: float | None = Field(default=None, gt=0)
-    """Seconds from arrival at which a selection returns the best candidate so far, marked
-    `deadline`; a request may set its own. Without, all candidates are waited for."""
+    """Seconds from arrival at which the best of the candidates that have ended is returned, marked
+    `deadline`, or a 504 if none has; a request may set its own. Without, all are waited for."""
     salt: str = "bondserve"
     """Changes which units fall on which arm."""
 

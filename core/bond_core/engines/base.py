@@ -50,6 +50,14 @@ class Partial:
     prompt_token_ids: tuple[int, ...] = ()
     completions: dict[int, Completion] = field(default_factory=dict[int, Completion])
     """By index, in the order in which they ended."""
+    unfinished: dict[int, int] = field(default_factory=dict[int, int])
+    """Tokens drawn so far of candidates that have begun and not ended, by index; after a
+    cancellation, those that were drawn in vain."""
+
+    @property
+    def cut_tokens(self) -> int:
+        """Tokens of candidates that have not ended."""
+        return sum(self.unfinished.values())
 
 
 class TokenScorer(Protocol):
@@ -96,7 +104,8 @@ class Engine(TokenScorer, Protocol):
     ) -> Generation:
         """Draw n completions, one prefill for all. Cancelling the call frees its rows at once.
 
-        Each completion is put into `partial`, if there is one, as soon as it has ended.
+        Each completion is put into `partial`, if there is one, as soon as it has ended, and by the
+        time that a cancelled call raises, how many tokens of the others had been drawn.
 
         Raises `PromptTooLongError` if prompt and one token do not fit into the context; an answer
         is cut at the context's end with finish reason `length`.

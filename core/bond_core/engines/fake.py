@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import random
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -108,12 +109,20 @@ class FakeEngine:
         partial.prompt_token_ids = prompt_token_ids
         if self._delay_s == 0 and not self._capacity.locked():
             drawn = [self._draw(version, prompt_token_ids, params, i, room) for i in range(n)]
+            self.drawn += n
             return Generation(prompt_token_ids, tuple(drawn))
 
         async def draw(index: int) -> Completion:
             async with self._place():
-                await self._work(self._delay_s)
                 drawn = self._draw(version, prompt_token_ids, params, index, room)
+                began = time.monotonic()
+                try:
+                    await self._work(self._delay_s)
+                except asyncio.CancelledError:
+                    share = min((time.monotonic() - began) / (self._delay_s or 1.0), 1.0)
+                    partial.unfinished[index] = int(share * len(drawn.token_ids))
+                    raise
+                self.drawn += 1
                 partial.completions[index] = drawn
                 return drawn
 
@@ -132,6 +141,7 @@ class FakeEngine:
         prompt_token_ids, room = self._admitted(version, prompt, params, 1)
         async with self._place():
             completion = self._draw(version, prompt_token_ids, params, 0, room)
+            self.drawn += 1
             text = IncrementalText(self._tokenizer, params.stop)
             pause_s = self._delay_s / len(completion.token_ids)
             waiting: list[TokenDetail] = []
@@ -142,7 +152,7 @@ class FakeEngine:
                 if completion.tool_calls or token_id == END_TOKEN:
                     continue
                 if piece := text.push(token_id):
-                    yield TextDelta(piece, details=tuple(waiting))
+                    yield TextDelta(piece, details=tuple(waiting), num_tokens=position + 1)
                     waiting.clear()
             rest = "" if completion.tool_calls else text.finish()
             yield TextDelta(
@@ -151,6 +161,7 @@ class FakeEngine:
                 prompt_token_ids,
                 tuple(waiting),
                 tuple({"index": i, **c.as_dict()} for i, c in enumerate(completion.tool_calls)),
+                num_tokens=len(completion.token_ids),
             )
 
     async def token_logprobs(
@@ -287,7 +298,6 @@ class FakeEngine:
             if token == END_TOKEN or text.stopped:
                 reason = "stop"
                 break
-        self.drawn += 1
         answer = self._tokenizer.decode(token_ids)
         if params.stop:
             text.finish()

@@ -8,6 +8,7 @@ from bond_core.store.key_usage import KeyUsage
 from bond_core.store.leases import Leases
 from bond_core.store.policies import Policies
 from bond_core.store.records import (
+    Annotation,
     ArmSummary,
     CompletionRecord,
     CompletionStatus,
@@ -17,13 +18,14 @@ from bond_core.store.records import (
     Source,
     TrainingRecord,
 )
-from bond_core.store.store import Store, open_store
+from bond_core.store.store import Store, open_database, open_store
 from bond_core.store.training import Training
 
 __all__ = [
     "ALL_SCOPES",
     "Access",
     "AccessSnapshot",
+    "Annotation",
     "ApiKey",
     "ArmSummary",
     "CompletionRecord",
@@ -42,5 +44,6 @@ __all__ = [
     "Store",
     "Training",
     "TrainingRecord",
+    "open_database",
     "open_store",
 ]

@@ -8,7 +8,7 @@ class Scope(StrEnum):
     """What a key may do; none implies another."""
 
     INFER = "infer"
-    """Ask for answers."""
+    """Ask for answers, and look after those that were stored for the key itself."""
     READ = "read"
     """Look at models, policies, training, stored completions, metrics."""
     ADMIN = "admin"

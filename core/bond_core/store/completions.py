@@ -13,7 +13,7 @@ from bond_core.store.claims import Lease, claim_learnable
 from bond_core.store.database import Database, RowRefusedError, in_chunks, refused
 from bond_core.store.idempotency import settle
 from bond_core.store.keeping_tables import completion_metadata, metadata_rows
-from bond_core.store.records import ArmSummary, CompletionRecord, Source
+from bond_core.store.records import Annotation, ArmSummary, CompletionRecord, Source
 from bond_core.store.rows import CompletionRows, Row, decode, decode_messages, encode, finite
 from bond_core.store.settlement import Settlement
 from bond_core.store.tables import EXACT_BEST_OF, UNSCORED, completions, contents
@@ -75,13 +75,6 @@ class Completions:
             timeout_s=commit_timeout_s,
             max_waiting=queue_rows,
         )
-        self._annotations = GroupCommit[Row, None](
-            database,
-            _annotate_rows,
-            max_rows=group_commit_rows,
-            timeout_s=commit_timeout_s,
-            max_waiting=queue_rows,
-        )
 
     @property
     def commits(self) -> int:
@@ -122,25 +115,25 @@ class Completions:
         except (SQLAlchemyError, RowRefusedError) as error:
             raise refused(error) from error
 
-    async def annotate(
-        self,
-        id: str,
-        *,
-        score: float | None = None,
-        judge_score: float | None = None,
-        gold_score: float | None = None,
-        log_ratio: float | None = None,
-    ) -> None:
-        """Set the numbers that are given, leave the others as they are. Shares its commit.
+    async def annotate(self, annotations: Sequence[Annotation]) -> None:
+        """Set the numbers that are given, leave the others as they are; in one transaction.
 
-        Raises `ScoringError` for a number that is not finite.
+        Raises `ScoringError` for a number that is not finite, `StoreUnavailableError`.
         """
-        given = (score, judge_score, gold_score, log_ratio)
-        row: Row = {
-            f"new_{name}": finite(name, value)
-            for name, value in zip(_ANNOTATIONS, given, strict=True)
-        }
-        await self._annotations.submit({"row_id": id, **row})
+        rows: list[Row] = [
+            {
+                "row_id": annotation.id,
+                **{f"new_{name}": finite(name, getattr(annotation, name)) for name in _ANNOTATIONS},
+            }
+            # in one order, so that two gateways that sweep the same rows cannot block each other
+            for annotation in sorted(annotations, key=lambda annotation: annotation.id)
+        ]
+        if not rows:
+            return
+        try:
+            await self._database.write(lambda connection: connection.execute(_annotate, rows))
+        except SQLAlchemyError as error:
+            raise refused(error) from error
 
     async def get(self, id: str) -> CompletionRecord | None:
         """The completion of this id."""
@@ -302,18 +295,12 @@ class Completions:
     async def close(self) -> None:
         """Commit what waits."""
         await self._records.close()
-        await self._annotations.close()
 
 
 def _opening(messages: Sequence[Message]) -> str:
     """What the held-out split goes by: the first user message, white space collapsed."""
     first = next((m for m in messages if m.role == "user"), messages[0])
     return " ".join(first.content.split())
-
-
-def _annotate_rows(connection: Connection, rows: Sequence[Row]) -> list[None]:
-    connection.execute(_annotate, list(rows))
-    return [None] * len(rows)
 
 
 def _by_seq(connection: Connection, seqs: Sequence[int]) -> list[CompletionRecord]:

@@ -5,9 +5,8 @@ threads, PostgreSQL through asyncio. A transaction is as long as its function: n
 awaited inside one, so none is ever held across a network call or a generation.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import (
@@ -29,8 +28,6 @@ CHUNK = 500
 
 _ROW_FAULTS = frozenset({"22", "23", "42"})
 """SQLSTATE classes that blame the statement or its values: data, integrity, syntax."""
-
-_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 class RowRefusedError(Exception):
@@ -58,18 +55,6 @@ class Database(Protocol):
     async def close(self) -> None:
         """Release connections and threads. What runs is finished first."""
         ...
-
-
-def dump_json(value: Any) -> str:
-    """Compact JSON. Text that has no UTF-8 form (lone surrogates) is escaped."""
-    text = _COMPACT.encode(value)
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"))
-    return text
 
 
 def is_unavailable(error: DBAPIError) -> bool:

@@ -33,3 +33,9 @@ class Leases:
         """Give the lease up, if it is still one's own."""
         statement = leases.delete().where(leases.c.name == name, leases.c.holder == holder)
         await self._database.write(lambda c: c.execute(statement) and None)
+
+    async def held(self) -> list[str]:
+        """The names that somebody holds now: gateways hold `controller`, a trainer `trainer`."""
+        query = sa.select(leases.c.name).where(leases.c.expires_at > self._clock())
+        ordered = query.order_by(leases.c.name)
+        return await self._database.read(lambda c: list(c.execute(ordered).scalars()))

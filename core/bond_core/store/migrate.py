@@ -38,8 +38,9 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
             command.upgrade(_config(connection), revision)
         except CommandError as error:
             raise ConfigError(
-                f"the store was written by another version of bondserve ({error}); upgrade this "
-                "one, or point store.url at a new database"
+                f"the store was written by a newer release of bondserve ({error}): upgrade this "
+                "one; or stop every process of the newer one and, with it, run `bond db downgrade "
+                f"{head_revision()}`; or point store.url at a new database"
             ) from error
 
 
@@ -51,13 +52,28 @@ def downgrade(connection: Connection, revision: str) -> None:
 
 def require_current(connection: Connection) -> None:
     """Raise `ConfigError` unless the database has exactly this version's tables."""
-    found = MigrationContext.configure(connection).get_current_revision()
-    wanted = ScriptDirectory.from_config(_config(connection)).get_current_head()
+    found, wanted = current_revision(connection), head_revision()
     if found != wanted:
         raise ConfigError(
             f"the store is at revision {found or 'none'} and this version needs {wanted}; start "
             "the gateway or the trainer once, they migrate it"
         )
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision that the database is at; None without tables of ours."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def head_revision() -> str:
+    """The revision that this version of the package needs."""
+    return known_revisions()[0]
+
+
+def known_revisions() -> list[str]:
+    """Every revision that this version of the package knows, newest first."""
+    scripts = ScriptDirectory(str(Path(__file__).parent / "migrations"))
+    return [script.revision for script in scripts.walk_revisions()]
 
 
 def differences(connection: Connection) -> list[object]:

@@ -11,7 +11,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from bond_core.errors import StoreUnavailableError
-from bond_core.store.database import Durability, T, Work, dump_json, is_unavailable, unavailable
+from bond_core.json_text import dump_json
+from bond_core.store.database import Durability, T, Work, is_unavailable, unavailable
 
 CONNECTIONS = 8
 _ATTEMPTS = 3

@@ -58,6 +58,8 @@ class CompletionRecord:
     column of it."""
     prompt_token_ids: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    cut_tokens: int = 0
+    """Tokens of candidates that a deadline cut off; they are no candidates, and were drawn."""
     chosen: tuple[int, ...] = ()
     """Indices of the candidates that were returned, best first."""
     status: CompletionStatus = "ok"
@@ -96,9 +98,13 @@ class CompletionRecord:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens that the request took: the prompt once, and every candidate."""
-        drawn = sum(len(c.completion.token_ids) for c in self.candidates)
-        return len(self.prompt_token_ids) + drawn
+        """Tokens that the request took: the prompt once, and all that were drawn."""
+        return len(self.prompt_token_ids) + self.generated_tokens
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that were drawn: of every candidate, and of those that were cut off."""
+        return sum(len(c.completion.token_ids) for c in self.candidates) + self.cut_tokens
 
     @property
     def chosen_tokens(self) -> int:
@@ -150,6 +156,17 @@ class TrainingRecord:
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     """Rows seen, used and left out, by reason."""
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """Numbers found out about a completion after it was answered; None leaves the row's own."""
+
+    id: str
+    score: float | None = None
+    judge_score: float | None = None
+    gold_score: float | None = None
+    log_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

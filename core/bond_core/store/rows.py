@@ -64,7 +64,7 @@ def encode(record: CompletionRecord, settlement: Settlement | None = None) -> Co
         "judge_score": finite("judge_score", record.judge_score),
         "gold_score": finite("gold_score", record.gold_score),
         "log_ratio": finite("log_ratio", record.log_ratio),
-        "generated_tokens": sum(len(c.completion.token_ids) for c in record.candidates),
+        "generated_tokens": record.generated_tokens,
         "scorable": _scorable(record),
         "learnable": _learnable(record),
         "exact_best_of": _exact_best_of(record),
@@ -82,6 +82,7 @@ def encode(record: CompletionRecord, settlement: Settlement | None = None) -> Co
 
 def decode(row: RowMapping) -> CompletionRecord:
     """The record of a joined row of both tables."""
+    candidates = _decode_candidates(row["candidates"], row["candidate_tokens"])
     return CompletionRecord(
         seq=row["seq"],
         id=row["id"],
@@ -99,7 +100,8 @@ def decode(row: RowMapping) -> CompletionRecord:
         unit=row["unit"],
         key=row["key"],
         prompt_token_ids=unpack_ids(row["prompt_tokens"] or b""),
-        candidates=_decode_candidates(row["candidates"], row["candidate_tokens"]),
+        candidates=candidates,
+        cut_tokens=_cut_tokens(row, candidates),
         chosen=tuple(row["chosen"]),
         status=row["status"],
         degraded=row["degraded"],
@@ -125,6 +127,13 @@ def decode(row: RowMapping) -> CompletionRecord:
         redacted=row["redacted"],
         superseded=row["superseded"],
     )
+
+
+def _cut_tokens(row: RowMapping, candidates: Sequence[Candidate]) -> int:
+    """What was generated beside the candidates; not known of an answer whose content is gone."""
+    if row["chosen"] and not candidates:
+        return 0
+    return row["generated_tokens"] - sum(len(c.completion.token_ids) for c in candidates)
 
 
 def decode_messages(stored: Sequence[Mapping[str, Any]] | None) -> tuple[Message, ...]:

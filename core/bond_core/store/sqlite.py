@@ -18,7 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from bond_core.errors import ConfigError, StoreUnavailableError
-from bond_core.store.database import Durability, T, Work, dump_json, is_unavailable, unavailable
+from bond_core.json_text import dump_json
+from bond_core.store.database import Durability, T, Work, is_unavailable, unavailable
 
 READERS = 2
 _LONGEST_WAIT_S = 5.0

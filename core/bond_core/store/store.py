@@ -79,7 +79,9 @@ async def open_store(
     Raises `ConfigError` for a URL, a second gateway or tables that cannot be used, and
     `StoreUnavailableError` when the database does not answer.
     """
-    database, lock = _open_database(url, durability, commit_timeout_s, exclusive_gateway)
+    database, lock = open_database(
+        url, durability, commit_timeout_s, exclusive_gateway=exclusive_gateway
+    )
     try:
         if migrate:
             await database.write(upgrade, timeout_s=MIGRATION_TIMEOUT_S)
@@ -112,9 +114,17 @@ async def open_store(
     )
 
 
-def _open_database(
-    url: str, durability: Durability, timeout_s: float, exclusive_gateway: bool
+def open_database(
+    url: str,
+    durability: Durability = "process",
+    timeout_s: float = 10.0,
+    *,
+    exclusive_gateway: bool = False,
 ) -> tuple[Database, GatewayLock | None]:
+    """The database of a store, whatever its tables are; the lock if one gateway alone may serve.
+
+    Raises as `open_store` does.
+    """
     try:
         parsed = sa.make_url(url)
     except ArgumentError as error:

@@ -11,7 +11,7 @@ from bond_core.store.database import Database
 from bond_core.store.keeping_tables import completion_metadata, metadata_rows
 from bond_core.store.records import CompletionRecord
 from bond_core.store.rows import decode
-from bond_core.store.tables import STORED, completions, contents, storable
+from bond_core.store.tables import completions, contents, storable
 
 _row = completions.c
 
@@ -21,6 +21,8 @@ class StoredQuery:
     """Which completions, and which page of them."""
 
     model: str | None = None
+    key: str | None = None
+    """Only what this API key asked for; None is whoever asked."""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     """Pairs that a completion must have, all of them."""
     since: float | None = None
@@ -50,15 +52,18 @@ class StoredCompletions:
 
         return await self._database.read(select)
 
-    async def get(self, id: str) -> CompletionRecord | None:
-        """A stored completion; None if there is none of that id, or it is not stored."""
-        return await self._database.read(lambda c: _get(c, id))
+    async def get(self, id: str, key: str | None = None) -> CompletionRecord | None:
+        """A stored completion; None if there is none of that id, or it is not stored, or another
+        key asked for it than the one that is given."""
+        return await self._database.read(lambda c: _get(c, id, key))
 
-    async def set_metadata(self, id: str, pairs: Mapping[str, str]) -> CompletionRecord | None:
-        """Replace a stored completion's metadata; returns it as it is then."""
+    async def set_metadata(
+        self, id: str, pairs: Mapping[str, str], key: str | None = None
+    ) -> CompletionRecord | None:
+        """Replace a stored completion's metadata; returns it as it is then. See `get`."""
 
         def replace(connection: Connection) -> CompletionRecord | None:
-            found = sa.select(_row.seq).where(_row.id == id, STORED).with_for_update()
+            found = sa.select(_row.seq).where(*_is(id, key)).with_for_update()
             seq = connection.execute(found).scalar_one_or_none()
             if seq is None:
                 return None
@@ -68,14 +73,18 @@ class StoredCompletions:
             connection.execute(completion_metadata.delete().where(completion_metadata.c.seq == seq))
             if rows := metadata_rows(seq, pairs):
                 connection.execute(completion_metadata.insert(), rows)
-            return _get(connection, id)
+            return _get(connection, id, key)
 
         return await self._database.write(replace)
 
 
-def _get(connection: Connection, id: str) -> CompletionRecord | None:
-    row = connection.execute(JOINED.where(_row.id == id, STORED)).mappings().first()
+def _get(connection: Connection, id: str, key: str | None) -> CompletionRecord | None:
+    row = connection.execute(JOINED.where(*_is(id, key))).mappings().first()
     return None if row is None else decode(row)
+
+
+def _is(id: str, key: str | None) -> list[sa.ColumnElement[bool]]:
+    return [_row.id == id, _row.stored, *([] if key is None else [_row.key == key])]
 
 
 def _conditions(query: StoredQuery) -> list[sa.ColumnElement[bool]]:
@@ -83,6 +92,8 @@ def _conditions(query: StoredQuery) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = [visible]
     if query.model is not None:
         conditions.append(_row.requested_model == query.model)
+    if query.key is not None:
+        conditions.append(_row.key == query.key)
     if query.since is not None:
         conditions.append(_row.created_at >= query.since)
     if query.until is not None:

@@ -19,6 +19,10 @@ from bond_core.store.database import Database, RowRefusedError, refused
 
 logger = logging.getLogger(__name__)
 
+_TURNS = 2
+"""Turns of the event loop before a transaction begins: what is ready to be written in the same
+moment joins it. Alone, a row waits some microseconds for nobody."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -98,6 +102,8 @@ class GroupCommit(Generic[Item, Result]):
         while not (self._closing and not self._waiting):
             await self._wake.wait()
             self._wake.clear()
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
             while batch := self._take():
                 await self._commit(batch)
             if self._closing:

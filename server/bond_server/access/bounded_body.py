@@ -72,13 +72,14 @@ class BoundedBody:
         )
 
 
-def refuse_too_many(num_messages: int, bounds: AccessConfig) -> None:
-    """Raise `InvalidRequestError` for a conversation of more messages than are allowed."""
+def refuse_too_many(num_messages: int, bounds: AccessConfig, param: str = "messages") -> None:
+    """Raise `InvalidRequestError` for a conversation of more messages than are allowed, or for as
+    many prompts."""
     if num_messages > bounds.max_messages:
         raise InvalidRequestError(
-            f"messages has {num_messages} entries; at most {bounds.max_messages} are taken "
+            f"{param} has {num_messages} entries; at most {bounds.max_messages} are taken "
             "(access.max_messages)",
-            param="messages",
+            param=param,
         )
 
 

@@ -11,7 +11,7 @@ from bond_core.errors import BondError
 from bond_server.access.gatekeeper import Credentials
 from bond_server.access.meter import UNMETERED, Meter
 from bond_server.access.rules import PATH_KEY, rule_of
-from bond_server.context import CONTEXT_KEY, RequestContext
+from bond_server.context import ANYONE, CONTEXT_KEY, RequestContext
 from bond_server.errors import bond_error
 from bond_server.gateway import Gateway
 
@@ -44,8 +44,9 @@ class AccessMiddleware:
                 scope[PATH_KEY] = rule.path
                 await bond_error(scope, error)(scope, receive, send)
                 return
-            context = cast(RequestContext, scope[CONTEXT_KEY])
-            scope[CONTEXT_KEY] = replace(context, caller=admitted.caller, meter=meter)
+            if admitted.caller is not ANYONE:
+                context = cast(RequestContext, scope[CONTEXT_KEY])
+                scope[CONTEXT_KEY] = replace(context, caller=admitted.caller, meter=meter)
         if meter is UNMETERED:
             await self._app(scope, receive, send)
             return

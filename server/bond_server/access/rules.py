@@ -11,6 +11,7 @@ INFER = frozenset({Scope.INFER})
 READ = frozenset({Scope.READ})
 ADMIN = frozenset({Scope.ADMIN})
 INFER_OR_READ = INFER | READ
+INFER_OR_ADMIN = INFER | ADMIN
 
 RULES: dict[tuple[str, str], frozenset[Scope]] = {
     ("POST", "/v1/chat/completions"): INFER,
@@ -23,11 +24,12 @@ RULES: dict[tuple[str, str], frozenset[Scope]] = {
     ("GET", "/v1/policies"): READ,
     ("GET", "/v1/policies/{version}"): READ,
     ("GET", "/v1/training"): READ,
-    ("GET", "/v1/chat/completions"): READ,
-    ("GET", "/v1/chat/completions/{completion_id}"): READ,
-    ("GET", "/v1/chat/completions/{completion_id}/messages"): READ,
-    ("POST", "/v1/chat/completions/{completion_id}"): ADMIN,
-    ("DELETE", "/v1/chat/completions/{completion_id}"): ADMIN,
+    # of those that a key asked for itself; of all with `read`, or `admin` for changes
+    ("GET", "/v1/chat/completions"): INFER_OR_READ,
+    ("GET", "/v1/chat/completions/{completion_id}"): INFER_OR_READ,
+    ("GET", "/v1/chat/completions/{completion_id}/messages"): INFER_OR_READ,
+    ("POST", "/v1/chat/completions/{completion_id}"): INFER_OR_ADMIN,
+    ("DELETE", "/v1/chat/completions/{completion_id}"): INFER_OR_ADMIN,
     ("GET", "/v1/export"): READ,
     ("DELETE", "/v1/users/{user:path}/completions"): ADMIN,
     ("GET", "/v1/deletions"): READ,

@@ -86,20 +86,19 @@ def identity_of(record: CompletionRecord, prefix: str) -> Identity:
     }
 
 
-def all_tokens(answer: Answer) -> int:
-    """Of every candidate."""
-    return sum(len(c.completion.token_ids) for c in answer.record.candidates)
-
-
 def usage_view(answer: Answer) -> Usage:
-    """Tokens of all candidates, and of the returned ones."""
-    prompt_tokens, completion_tokens = len(answer.record.prompt_token_ids), all_tokens(answer)
+    """Tokens of all candidates, of the returned ones, and of those that a deadline cut off."""
+    record = answer.record
+    prompt_tokens, completion_tokens = len(record.prompt_token_ids), record.generated_tokens
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
         bond=BondUsage(
-            n=answer.record.best_of, chosen_completion_tokens=answer.record.chosen_tokens
+            n=record.best_of,
+            ended=len(record.candidates),
+            chosen_completion_tokens=record.chosen_tokens,
+            cut_completion_tokens=record.cut_tokens,
         ),
     )
 

@@ -1,6 +1,6 @@
 """Several arms' answers side by side."""
 
-from bond_server.forms.answer import all_tokens, timings_view
+from bond_server.forms.answer import timings_view
 from bond_server.ids import COMPARISON_PREFIX, COMPLETION_PREFIX, uuid7
 from bond_server.schemas.completion import ComparedArm, Comparison
 from bond_server.services.comparison import ComparedAnswer
@@ -31,7 +31,7 @@ def _compared_arm(item: ComparedAnswer, selector: str) -> ComparedArm:
         text=first.text,
         finish_reason=first.finish_reason,
         score=item.score,
-        tokens=all_tokens(answer),
+        tokens=answer.record.generated_tokens,
         latency_ms=record.latency_s * 1000,
         timings=timings_view(answer),
         degraded=record.degraded,

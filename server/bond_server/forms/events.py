@@ -65,7 +65,7 @@ async def events(
                 if (piece := form.piece(0, part)) is not None:
                     yield chunk(piece)
                 continue
-            for choice in () if opened else _buffered(form, part):
+            for choice in () if opened else buffered(form, part):
                 yield chunk(choice)
             bond = bond_view(part, return_candidates=return_candidates).model_dump(mode="json")
             for index, candidate in enumerate(part.returned):
@@ -76,9 +76,9 @@ async def events(
     yield DONE
 
 
-def _buffered(form: Form, answer: Answer) -> Iterator[dict[str, Any]]:
-    """Openings and texts of the answers that were chosen."""
-    for index, candidate in enumerate(answer.returned):
+def buffered(form: Form, answer: Answer, first: int = 0) -> Iterator[dict[str, Any]]:
+    """Openings and texts of the answers that were chosen; `first` is the index of the best."""
+    for index, candidate in enumerate(answer.returned, first):
         completion = candidate.completion
         whole = TextDelta(
             completion.text,

@@ -8,6 +8,7 @@ from bond_core.types import Candidate
 from bond_server.forms.chat import ChatForm
 from bond_server.ids import COMPLETION_PREFIX
 from bond_server.schemas.stored import StoredCompletion, StoredMessage
+from bond_server.services.drawing import DEADLINE
 from bond_server.services.generation import Answer
 
 _FORM = ChatForm(return_candidates=False)
@@ -79,7 +80,8 @@ def export_line(record: CompletionRecord) -> str:
 
 def _answer(record: CompletionRecord) -> Answer:
     selected = any(candidate.score is not None for candidate in record.candidates)
-    strategy = "best_of_n" if selected or record.degraded else "single"
+    samples_were_cut = record.degraded == DEADLINE and record.best_of == record.n
+    strategy = "best_of_n" if selected or (record.degraded and not samples_were_cut) else "single"
     overhead_s = record.latency_s - record.generate_s - record.score_s
     return Answer(record, strategy, overhead_s, commit_s=0.0, note=None)
 

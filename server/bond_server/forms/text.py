@@ -7,7 +7,12 @@ from typing import Any
 from bond_core.types import Candidate, Completion, TextDelta, TokenDetail
 from bond_server.forms.answer import bond_view, identity_of, usage_view
 from bond_server.ids import TEXT_COMPLETION_PREFIX
-from bond_server.schemas.completion import TextChoice, TextCompletion, TextLogprobs
+from bond_server.schemas.completion import (
+    TextBondAnswer,
+    TextChoice,
+    TextCompletion,
+    TextLogprobs,
+)
 from bond_server.services.generation import Answer, Begun
 
 
@@ -22,9 +27,11 @@ class TextForm:
         """The answer in one piece."""
         return TextCompletion(
             **identity_of(answer.record, TEXT_COMPLETION_PREFIX),
-            choices=[_choice(index, c) for index, c in enumerate(answer.returned)],
+            choices=[text_choice(index, c) for index, c in enumerate(answer.returned)],
             usage=usage_view(answer),
-            bond=bond_view(answer, return_candidates=self._return_candidates),
+            bond=TextBondAnswer.model_construct(
+                **dict(bond_view(answer, return_candidates=self._return_candidates))
+            ),
         )
 
     def head(self, begun: Begun) -> dict[str, Any]:
@@ -58,7 +65,8 @@ class TextForm:
         }
 
 
-def _choice(index: int, candidate: Candidate) -> TextChoice:
+def text_choice(index: int, candidate: Candidate) -> TextChoice:
+    """A returned continuation."""
     completion = candidate.completion
     return TextChoice(
         index=index,

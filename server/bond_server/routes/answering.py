@@ -4,10 +4,10 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from fastapi import Request, Response
 
-from bond_core.store.records import Origin
 from bond_core.store.settlement import KeptAnswer
 from bond_core.types import TextDelta
 from bond_server.access.bounded_body import refuse_too_many
@@ -45,17 +45,17 @@ def make_ask(
     gateway: Gateway,
     target: Target,
     requested_model: str,
+    **further: Any,
 ) -> Ask:
-    """The ask of a body; `n` and `best_of` are the caller's to add."""
+    """The ask of a body; `further` are fields of the ask that only some routes fill."""
     if isinstance(body, ConversationBody):
         refuse_too_many(len(body.messages), gateway.config.access)
     params = body.to_params(gateway.config.sampling.params())
-    sent = body.model_extra
-    if sent:
+    if sent := body.model_extra:
         chat = not isinstance(body, TextCompletionRequest)
         declared = type(body).model_fields
-        further = engine_fields(sent, gateway.engine.info, declared, chat=chat)
-        params = replace(params, further=further)
+        engines_own = engine_fields(sent, gateway.engine.info, declared, chat=chat)
+        params = replace(params, further=engines_own)
     return Ask(
         context=context,
         requested_model=requested_model,
@@ -64,6 +64,7 @@ def make_ask(
         params=params,
         unit=unit_of(body, request, context),
         may_store=body.store,
+        **further,
     )
 
 
@@ -87,21 +88,39 @@ async def respond(
     requested_model: str,
 ) -> Response:
     """Answer a body, whole or in pieces; a client that goes away cancels the work."""
-    ask = make_ask(body, request, context, gateway, target, requested_model)
-    deadline_s = None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000
-    origin = await origin_of(body, request, request.headers.get(UNIT_HEADER, ""))
-    unit = await _unit_of_earlier_attempt(ask, origin, gateway)
-    ask = replace(
-        ask, n=body.n, best_of=body.best_of, deadline_s=deadline_s, origin=origin, unit=unit
-    )
+    ask = await full_ask(body, request, context, gateway, target, requested_model)
 
     async def answered(claim: Claim | None) -> Response:
-        begun = await gateway.generation.begin(replace(ask, claim=claim))
+        begun = await gateway.generation.begin(replace(ask, claim=claim) if claim else ask)
         if body.stream:
             return _stream(body, request, gateway, begun)
         return await _whole(body, request, gateway, begun)
 
     return await once(request, gateway, answered)
+
+
+async def full_ask(
+    body: AnswerBody | TextCompletionRequest,
+    request: Request,
+    context: RequestContext,
+    gateway: Gateway,
+    target: Target,
+    requested_model: str,
+) -> Ask:
+    """The ask of a body with all that it says; of several prompts, the first one's."""
+    ask = make_ask(
+        body,
+        request,
+        context,
+        gateway,
+        target,
+        requested_model,
+        n=body.n,
+        best_of=body.best_of,
+        deadline_s=None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000,
+        origin=await origin_of(body, request, request.headers.get(UNIT_HEADER, "")),
+    )
+    return await _as_in_earlier_attempt(ask, gateway)
 
 
 async def _whole(
@@ -146,11 +165,13 @@ def _stream(
     )
 
 
-async def _unit_of_earlier_attempt(ask: Ask, origin: Origin, gateway: Gateway) -> str:
-    """The unit of an attempt that this one repeats, so that it meets the same arm."""
-    if not origin.retry or origin.digest is None or ask.unit != ask.context.request_id:
-        return ask.unit
-    return await gateway.store.attempts.unit_of(origin.digest, time.time()) or ask.unit
+async def _as_in_earlier_attempt(ask: Ask, gateway: Gateway) -> Ask:
+    """With the unit of an attempt that this one repeats, so that it meets the same arm."""
+    digest = ask.origin.digest
+    if not ask.origin.retry or digest is None or ask.unit != ask.context.request_id:
+        return ask
+    unit = await gateway.store.attempts.unit_of(digest, time.time())
+    return replace(ask, unit=unit) if unit else ask
 
 
 def _form_of(body: AnswerBody | TextCompletionRequest) -> Form:

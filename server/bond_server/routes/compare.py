@@ -10,14 +10,13 @@ from bond_server.deps import ContextDep, GatewayDep
 from bond_server.forms.comparison import comparison_view
 from bond_server.gateway import Gateway
 from bond_server.routes.answering import make_ask
-from bond_server.routes.direct import DirectRoute
 from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
 from bond_server.schemas.completion import Comparison
 from bond_server.schemas.openai import ComparisonRequest
 from bond_server.services.ask import Ask, Target
 from bond_server.services.models import parse_selector
 
-router = APIRouter(tags=["answers"], route_class=DirectRoute)
+router = APIRouter(tags=["answers"])
 
 
 @router.post("/v1/compare", response_model=Comparison)

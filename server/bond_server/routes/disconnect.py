@@ -1,10 +1,13 @@
 """Work that ends when its client goes away."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
+
+logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED = 499
 
@@ -23,8 +26,12 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _
 
     async def watch() -> None:
         nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        try:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+        except Exception:
+            # nobody reads this task's result, and nothing more will come from there
+            logger.exception("a connection cannot be watched any more; it counts as closed")
         gone = True
         running.cancel()
 
@@ -32,8 +39,10 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _
     try:
         return await work
     except asyncio.CancelledError:
-        if gone and running.uncancel() == 0:
+        if gone and running.cancelling() == 1:
             return None
         raise  # somebody else's, as at a shutdown
     finally:
         watcher.cancel()
+        if gone:
+            running.uncancel()  # also where the work ended in spite of it

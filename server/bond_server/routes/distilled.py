@@ -5,11 +5,10 @@ from fastapi import APIRouter, Request, Response
 from bond_core.types import Arm
 from bond_server.deps import ContextDep, GatewayDep
 from bond_server.routes.answering import respond
-from bond_server.routes.direct import DirectRoute
 from bond_server.schemas.completion import ChatCompletion
 from bond_server.schemas.openai import ArmCompletionRequest
 
-router = APIRouter(tags=["answers"], route_class=DirectRoute)
+router = APIRouter(tags=["answers"])
 
 
 @router.post("/v1/distilled", response_model=ChatCompletion)

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 
 from bond_core.errors import InvalidRequestError
+from bond_core.store import Scope
 from bond_core.store.stored import StoredQuery
-from bond_server.deps import GatewayDep
+from bond_server.context import RequestContext
+from bond_server.deps import ContextDep, GatewayDep
 from bond_server.forms.stored import stored_messages, stored_view
 from bond_server.schemas.stored import (
     MetadataUpdate,
@@ -26,6 +28,7 @@ Limit = Annotated[int, Query(ge=1, le=MOST)]
 @router.get("/v1/chat/completions")
 async def list_completions(
     request: Request,
+    context: ContextDep,
     gateway: GatewayDep,
     model: str | None = None,
     after: str | None = None,
@@ -35,6 +38,7 @@ async def list_completions(
     """Stored completions, filtered by `model` and by `metadata[KEY]=VALUE`, a page at a time."""
     query = StoredQuery(
         model=model,
+        key=_whose(context, Scope.READ),
         metadata=metadata_of(request),
         descending=order == "desc",
         limit=limit,
@@ -50,21 +54,25 @@ async def list_completions(
 
 
 @router.get("/v1/chat/completions/{completion_id}")
-async def get_completion(completion_id: str, gateway: GatewayDep) -> StoredCompletion:
+async def get_completion(
+    completion_id: str, context: ContextDep, gateway: GatewayDep
+) -> StoredCompletion:
     """One stored completion."""
-    return stored_view(await gateway.stored.get(completion_id))
+    return stored_view(await gateway.stored.get(completion_id, _whose(context, Scope.READ)))
 
 
 @router.get("/v1/chat/completions/{completion_id}/messages")
 async def get_messages(
     completion_id: str,
+    context: ContextDep,
     gateway: GatewayDep,
     after: str | None = None,
     limit: Limit = 20,
     order: Order = "asc",
 ) -> StoredMessageList:
     """What was asked in a stored completion."""
-    messages = stored_messages(await gateway.stored.get(completion_id))
+    record = await gateway.stored.get(completion_id, _whose(context, Scope.READ))
+    messages = stored_messages(record)
     if order == "desc":
         messages.reverse()
     if after is not None:
@@ -83,17 +91,26 @@ async def get_messages(
 
 @router.post("/v1/chat/completions/{completion_id}")
 async def update_completion(
-    completion_id: str, body: MetadataUpdate, gateway: GatewayDep
+    completion_id: str, body: MetadataUpdate, context: ContextDep, gateway: GatewayDep
 ) -> StoredCompletion:
     """Replace a stored completion's metadata."""
-    return stored_view(await gateway.stored.set_metadata(completion_id, body.metadata or {}))
+    key = _whose(context, Scope.ADMIN)
+    return stored_view(await gateway.stored.set_metadata(completion_id, body.metadata or {}, key))
 
 
 @router.delete("/v1/chat/completions/{completion_id}")
-async def delete_completion(completion_id: str, gateway: GatewayDep) -> StoredDeleted:
+async def delete_completion(
+    completion_id: str, context: ContextDep, gateway: GatewayDep
+) -> StoredDeleted:
     """Delete a stored completion, its row included."""
-    await gateway.stored.delete(completion_id)
+    await gateway.stored.delete(completion_id, _whose(context, Scope.ADMIN))
     return StoredDeleted(id=completion_id)
+
+
+def _whose(context: RequestContext, of_all: Scope) -> str | None:
+    """The key whose completions a caller may see or change: its own, or None for everyone's with
+    the scope `of_all`."""
+    return None if of_all in context.caller.scopes else context.caller.key_id
 
 
 def metadata_of(request: Request) -> dict[str, str]:

@@ -72,13 +72,17 @@ class BondUsage(BaseModel):
     """How the completion tokens came about."""
 
     n: int
-    """Candidates drawn."""
+    """Candidates that were asked of the engine."""
+    ended: int
+    """Those of them that ended; a deadline cuts the others off."""
     chosen_completion_tokens: int
     """Tokens of the returned answers alone."""
+    cut_completion_tokens: int
+    """Tokens of candidates that a deadline cut off."""
 
 
 class Usage(BaseModel):
-    """Tokens. `completion_tokens` counts every candidate, returned or not."""
+    """Tokens. `completion_tokens` counts every candidate, returned or not, ended or cut off."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -126,6 +130,21 @@ class BondAnswer(BaseModel):
     note: str | None = None
 
 
+class PromptAnswer(BondAnswer):
+    """How the answers of one prompt among several were made."""
+
+    id: str
+    """The id of this prompt's row in the log."""
+    usage: Usage
+
+
+class TextBondAnswer(BondAnswer):
+    """How the answer was made; with several prompts, the first one's."""
+
+    prompts: list[PromptAnswer] | None = Field(default=None, exclude_if=_is_none)
+    """Of a request with several prompts: each one's own, in their order."""
+
+
 class ChatCompletion(BaseModel):
     """`chat.completion` with our additions."""
 
@@ -150,7 +169,8 @@ class TextLogprobs(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """One returned continuation; index 0 is the best."""
+    """One returned continuation; index 0 is the best. Of several prompts, those of prompt i begin
+    at index i times `n`."""
 
     index: int
     text: str
@@ -168,7 +188,7 @@ class TextCompletion(BaseModel):
     system_fingerprint: str
     choices: list[TextChoice]
     usage: Usage
-    bond: BondAnswer
+    bond: TextBondAnswer
 
 
 class ComparedArm(BaseModel):

@@ -55,15 +55,17 @@ def _asks_for_nothing(name: str, value: object) -> bool:
     return value is None or (type(value) is type(default) and value == default)
 
 
-def _one_prompt(value: object) -> object:
+def _texts_of(value: object) -> object:
+    if isinstance(value, str):
+        return [value]
     if not isinstance(value, list):
         return value
-    prompts = cast(list[object], value)
-    if len(prompts) == 1 and isinstance(prompts[0], str):
-        return prompts[0]
-    raise PydanticCustomError(
-        "one_prompt", "send one text per request: a string, or a list of one string"
-    )
+    texts = cast(list[object], value)
+    if any(type(item) in (int, list) for item in texts):
+        raise PydanticCustomError(
+            "texts", "send text: a string, or a list of strings; token ids are not taken"
+        )
+    return texts
 
 
 def _stops_of(value: object) -> object:
@@ -128,11 +130,18 @@ class SamplingBody(Body):
     @field_validator("logit_bias")
     @classmethod
     def _keys_are_token_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        seen: dict[int, str] = {}
         for key in value or {}:
             if not (key.isascii() and key.isdigit() and len(key) <= MAX_TOKEN_ID_DIGITS):
                 shown = key if len(key) <= 40 else f"{key[:40]}…"
                 raise PydanticCustomError(
                     "token_id", "keys must be token ids such as '42', got '{key}'", {"key": shown}
+                )
+            if (other := seen.setdefault(int(key), key)) != key:
+                raise PydanticCustomError(
+                    "token_id",
+                    "'{other}' and '{key}' are the same token id: send one of them",
+                    {"other": other, "key": key},
                 )
         return value
 
@@ -173,7 +182,8 @@ class BondOptions(Body):
     return_candidates: bool = False
     """Put every candidate's text and score into the answer."""
     deadline_ms: float | None = Field(default=None, gt=0)
-    """After so many milliseconds a selection returns the best candidate so far."""
+    """After so many milliseconds the best of the candidates that have ended is returned; a 504 if
+    none has, as with a single sample."""
 
 
 class StreamOptions(Body):
@@ -191,7 +201,7 @@ class AnsweredBody(SamplingBody):
     best_of: int | None = Field(default=None, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    bond: BondOptions = BondOptions()
+    bond: BondOptions = Field(default_factory=BondOptions)
 
     @field_validator("stream_options")
     @classmethod
@@ -270,8 +280,9 @@ class TextCompletionRequest(AnsweredBody):
 
     model: Identifier
     prompt: Annotated[
-        Annotated[Text, Field(min_length=1)],
-        BeforeValidator(_one_prompt),
+        list[Annotated[Text, Field(min_length=1)]],
+        Field(min_length=1),
+        BeforeValidator(_texts_of),
         WithJsonSchema(
             {
                 "anyOf": [
@@ -280,7 +291,6 @@ class TextCompletionRequest(AnsweredBody):
                         "type": "array",
                         "items": {"type": "string", "minLength": 1},
                         "minItems": 1,
-                        "maxItems": 1,
                     },
                 ]
             }
@@ -291,8 +301,12 @@ class TextCompletionRequest(AnsweredBody):
     suffix: Literal[""] | None = None
 
     def to_messages(self) -> tuple[Message, ...]:
-        """The text in the kernel's form."""
-        return (Message("prompt", self.prompt),)
+        """The first text in the kernel's form."""
+        return self.conversations()[0]
+
+    def conversations(self) -> list[tuple[Message, ...]]:
+        """Each text in the kernel's form."""
+        return [(Message("prompt", text),) for text in self.prompt]
 
     @property
     def told_logprobs(self) -> int | None:

@@ -57,13 +57,17 @@ async def select(
     degraded, why = SCORING_FAILED, ""
     if any(completion.tool_calls and not completion.text for completion in completions):
         return _given_up(drawn, n, 0.0, ONLY_TOOL_CALLS, "a candidate has tool calls and no text")
+    limit = asyncio.timeout(None if within_s is None else max(within_s, 0.0))
     try:
-        async with asyncio.timeout(None if within_s is None else max(within_s, 0.0)):
+        async with limit:
             scores = await scorer.score([judged_as(prompt)] * len(texts), texts)
     except ScoringError as error:
         why = error.message
-    except TimeoutError:
-        degraded, why = DEADLINE, "scoring did not end before the deadline"
+    except TimeoutError as error:
+        if limit.expired():
+            degraded, why = DEADLINE, "scoring did not end before the deadline"
+        else:  # the scorer gave up by its own clock
+            why = f"the scorer did not answer within its own time: {error}"
     else:
         score_of = dict(zip(texts, scores, strict=True))
         by_position = [score_of[completion.text] for completion in completions]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from bond_core.errors import BondError, ScoringError
 from bond_core.rewards import Scorer
-from bond_core.store import Completions
+from bond_core.store import Annotation, Completions
 from bond_core.types import judged_as
 from bond_server.services.after_answer import AfterAnswer, first_text
 from bond_server.services.ask import Ask
@@ -84,8 +84,9 @@ class ComparisonService:
                 logger.warning("a comparison is without scores: %s", error.loggable)
             else:
                 found = {r.id: value for r, value in zip(missing, values, strict=True)}
-                for id_, value in found.items():
-                    await self._completions.annotate(id_, score=value)
+                await self._completions.annotate(
+                    [Annotation(id_, score=value) for id_, value in found.items()]
+                )
         return [
             ComparedAnswer(answer, found.get(answer.record.id, answer.record.score))
             for answer in answers

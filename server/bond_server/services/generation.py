@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import cast
 
 from bond_core.config import ArmsConfig
 from bond_core.engines import Engine
@@ -21,7 +20,7 @@ from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
 from bond_server.services.background import Background
 from bond_server.services.best_of_n import Selection, select, unranked
-from bond_server.services.drawing import Drawn, Work, draw_all, draw_until
+from bond_server.services.drawing import Drawn, Work, draw_all, draw_until, stream_until
 from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
 from bond_server.services.recording import Recording
@@ -125,12 +124,11 @@ class GenerationService:
             async with self._accounted(admitted):
                 async with self._policies.using(plan.version):
                     started = time.perf_counter()
-                    deltas = self._engine.stream(plan.version, ask.messages, ask.params)
+                    work = Work(plan.version, ask.messages, ask.params, 1)
+                    deltas = stream_until(self._engine, work, self._until(begun))
                     completed: TextDelta | None = None
                     told = self._metrics.streaming(plan.arm.value, ask.context.started)
-                    async with contextlib.aclosing(
-                        cast(AsyncGenerator[TextDelta], deltas)
-                    ) as pieces:
+                    async with contextlib.aclosing(deltas) as pieces:
                         async for piece in pieces:
                             told.piece()
                             if piece.completion is not None:
@@ -177,7 +175,7 @@ class GenerationService:
         except BaseException:
             self._after_answer.forget(record.id)
             raise
-        begun.ask.context.meter.spend(record.total_tokens + _given_up_tokens(record))
+        begun.ask.context.meter.spend(record.total_tokens)
         now = time.perf_counter()
         outside_s = record.queue_s + record.generate_s + record.score_s
         overhead_s = now - begun.ask.context.started - outside_s
@@ -194,7 +192,9 @@ class GenerationService:
             if (remaining_s := self._remaining_s(begun)) is None:
                 drawn = await draw_all(self._engine, work)
             else:
-                within_s = remaining_s - self._scoring_time.set_aside_s(remaining_s)
+                within_s = remaining_s
+                if plan.strategy == "best_of_n":
+                    within_s -= self._scoring_time.set_aside_s(remaining_s)
                 drawn = await draw_until(self._engine, work, within_s)
             return replace(drawn, generate_s=time.perf_counter() - started)
 
@@ -212,9 +212,14 @@ class GenerationService:
     def _remaining_s(self, begun: Begun) -> float | None:
         """Time until the request's deadline; None if it has none."""
         deadline_s = begun.ask.deadline_s or self._arms.deadline_s
-        if deadline_s is None or begun.plan.strategy == "single":
+        if deadline_s is None:
             return None
         return begun.ask.context.started + deadline_s - time.perf_counter()
+
+    def _until(self, begun: Begun) -> float | None:
+        """The request's deadline by the loop's clock; None if it has none."""
+        remaining_s = self._remaining_s(begun)
+        return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
 
     @asynccontextmanager
     async def _accounted(self, begun: Begun) -> AsyncGenerator[None]:
@@ -231,7 +236,12 @@ class GenerationService:
                 raise
             except Exception as error:
                 if isinstance(error, DeadlineError):
-                    begun.ask.context.meter.spend(_given_up_tokens(draft))
+                    draft = replace(
+                        draft,
+                        prompt_token_ids=error.prompt_token_ids,
+                        cut_tokens=error.cut_tokens,
+                    )
+                    begun.ask.context.meter.spend(draft.total_tokens)
                 reason = f"{type(error).__name__}: {error}"
                 recording = self._recording.commit_failure(draft, started, reason)
                 # it is written even if the caller goes away meanwhile
@@ -245,6 +255,7 @@ def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRec
         begun.draft,
         prompt_token_ids=drawn.generation.prompt_token_ids,
         candidates=selection.candidates,
+        cut_tokens=drawn.cut_tokens,
         chosen=selection.chosen,
         degraded=selection.degraded,
         error=selection.error,
@@ -253,12 +264,6 @@ def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRec
         latency_s=time.perf_counter() - begun.ask.context.started,
         score=by_index[selection.chosen[0]].score,
     )
-
-
-def _given_up_tokens(record: CompletionRecord) -> int:
-    """The most that candidates which a deadline cut off can have taken: drawing would be free for
-    whoever sets short deadlines."""
-    return (record.best_of - len(record.candidates)) * record.params.max_tokens
 
 
 def _uncommitted(begun: Begun, record: CompletionRecord) -> Answer:

@@ -95,7 +95,7 @@ class Recording:
             logger.error("row %s is kept without content: %s", record.id, error)
             self._metrics.redactions.labels("failed").inc()
             return without_content(record)
-        self._metrics.redactions.labels("changed" if row.redacted else "unchanged").inc()
+        self._metrics.redactions.labels("unchanged" if row is record else "changed").inc()
         return row
 
     async def commit_failure(self, draft: CompletionRecord, started: float, error: str) -> None:

@@ -2,7 +2,9 @@
 
 It is given the texts of a row before that is stored; the client gets its answer as it was drawn. A
 row whose words it changed is kept without tokens, which would spell them, and is not learned from;
-a row that it could not be applied to is kept without content.
+a row that it could not be applied to is kept without content. Values of `metadata` are words too,
+but no token spells them. What a row is found and deleted by is not given to it: `user`,
+`safety_identifier` and the unit, under other names of which nobody could have it deleted.
 """
 
 import logging
@@ -34,11 +36,18 @@ class Redactor:
 
     async def redacted(self, record: CompletionRecord) -> CompletionRecord:
         """The row as it may be kept. Raises `RedactionError`."""
-        before = list(_texts(record))
-        after = await self._call(before)
-        if after == before:
+        words, pairs = list(_texts(record)), record.origin.metadata
+        after = await self._call([*words, *pairs.values()])
+        told = dict(zip(pairs, after[len(words) :], strict=True))
+        if told != pairs:
+            record = replace(record, origin=replace(record.origin, metadata=told))
+        if after[: len(words)] == words:
             return record
         return _without_tokens(_with_texts(record, iter(after)))
+
+    async def redacted_pairs(self, pairs: Mapping[str, str]) -> dict[str, str]:
+        """Metadata as it may be kept. Raises `RedactionError`."""
+        return dict(zip(pairs, await self._call(list(pairs.values())), strict=True))
 
     async def close(self) -> None:
         """End the thread."""
@@ -83,6 +92,7 @@ def _texts(record: CompletionRecord) -> Iterator[str]:
     """Every text of the row that is somebody's words, in one order."""
     for message in record.messages:
         yield message.content
+        yield message.name or ""
         yield from (call.arguments for call in message.tool_calls)
     for candidate in record.candidates:
         yield candidate.completion.text
@@ -125,8 +135,9 @@ def _with_texts(record: CompletionRecord, texts: Iterator[str]) -> CompletionRec
 
     messages: list[Message] = []
     for message in record.messages:
-        content = next(texts)
-        messages.append(replace(message, content=content, tool_calls=calls(message.tool_calls)))
+        content, name = next(texts), next(texts) or None
+        turn = replace(message, content=content, name=name, tool_calls=calls(message.tool_calls))
+        messages.append(turn)
     candidates: list[Candidate] = []
     for candidate in record.candidates:
         text, reasoning = next(texts), next(texts)

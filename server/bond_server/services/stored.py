@@ -1,5 +1,6 @@
 """Stored completions as their callers see them, and what becomes of the versions when they go."""
 
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 
@@ -10,35 +11,52 @@ from bond_core.store.records import CompletionRecord
 from bond_core.store.stored import StoredQuery
 from bond_server.ids import COMPLETION_PREFIX
 from bond_server.services.lineage import versions_that_saw
+from bond_server.services.redaction import RedactionError, Redactor
+
+logger = logging.getLogger(__name__)
 
 EXPORT_PAGE = 200
 """Rows of an export that are in memory at once."""
 
 
 class StoredService:
-    """Finds, changes, deletes and exports."""
+    """Finds, changes, deletes and exports. Where there is a `key`, only what that API key asked for
+    is there; None is whoever asked."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, redactor: Redactor | None = None) -> None:
         self._store = store
+        self._redactor = redactor
 
     async def page(
         self, query: StoredQuery, after: str | None
     ) -> tuple[list[CompletionRecord], bool]:
         """A page behind the completion `after`, and whether there is more."""
-        query = replace(query, after_seq=await self._seq_of(after), limit=query.limit + 1)
+        query = replace(
+            query, after_seq=await self._seq_of(after, query.key), limit=query.limit + 1
+        )
         found = await self._store.stored.page(query)
         return found[: query.limit - 1], len(found) == query.limit
 
-    async def get(self, id: str) -> CompletionRecord:
-        """A stored completion. Raises `UnknownCompletionError`."""
-        return _there(await self._store.stored.get(_row_of(id)), id)
+    async def get(self, id: str, key: str | None) -> CompletionRecord:
+        """A stored completion, if `key` asked for it. Raises `UnknownCompletionError`."""
+        return _there(await self._store.stored.get(_row_of(id), key), id)
 
-    async def set_metadata(self, id: str, pairs: Mapping[str, str]) -> CompletionRecord:
-        """Replace its metadata. Raises `UnknownCompletionError`."""
-        return _there(await self._store.stored.set_metadata(_row_of(id), pairs), id)
+    async def set_metadata(
+        self, id: str, pairs: Mapping[str, str], key: str | None
+    ) -> CompletionRecord:
+        """Replace its metadata, by what may be kept of it. Raises `UnknownCompletionError`."""
+        if self._redactor is not None:
+            try:
+                pairs = await self._redactor.redacted_pairs(pairs)
+            except RedactionError as error:
+                logger.error("new metadata of %s is not kept: %s", id, error)
+                pairs = {}
+        return _there(await self._store.stored.set_metadata(_row_of(id), pairs, key), id)
 
-    async def delete(self, id: str) -> None:
+    async def delete(self, id: str, key: str | None) -> None:
         """Delete it whole. Raises `UnknownCompletionError`."""
+        if key is not None:
+            await self.get(id, key)
         deleted = await self._store.deletions.delete_completion(_row_of(id))
         if deleted is None:
             raise UnknownCompletionError(id)
@@ -60,7 +78,7 @@ class StoredService:
     ) -> AsyncGenerator[list[CompletionRecord]]:
         """Everything that matches, oldest first, page by page. Raises `InvalidRequestError` for
         an unknown `after` before the first page."""
-        last = await self._seq_of(after)
+        last = await self._seq_of(after, query.key)
         while True:
             page = await self._store.stored.page(
                 replace(query, after_seq=last, limit=EXPORT_PAGE, descending=False)
@@ -81,11 +99,11 @@ class StoredService:
         now = await versions_that_saw(self._store.policies, record.first_seq, record.last_seq)
         return tuple(dict.fromkeys([*record.versions, *now]))
 
-    async def _seq_of(self, after: str | None) -> int | None:
+    async def _seq_of(self, after: str | None, key: str | None) -> int | None:
         if after is None:
             return None
         record = await self._store.completions.get(_row_of(after))
-        if record is None:
+        if record is None or key not in (None, record.key):
             raise InvalidRequestError(
                 f"after names {after!r}, which is not there (any more): begin from the start, or "
                 "with another id",

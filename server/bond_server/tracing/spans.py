@@ -6,17 +6,28 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, use_span
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    get_current_span,
+    set_span_in_context,
+    use_span,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from bond_core import __version__
 from bond_core.store.records import CompletionRecord
-from bond_core.types import Completion, Conversation, SamplingParams
+from bond_core.types import Completion, Conversation, SamplingParams, raw_prompt
+from bond_server.ids import COMPLETION_PREFIX, TEXT_COMPLETION_PREFIX
 
-SEMANTIC_CONVENTIONS = "1.38.0"
+SEMANTIC_CONVENTIONS = "1.44.0"
 """OpenTelemetry's semantic conventions that the attributes follow; those of generative AI are still
 in development, and names change between versions."""
-OPERATION = "chat"
+CHAT = "chat"
+CONTINUATION = "text_completion"
+"""Operations: a conversation's next turn, and raw text that goes on."""
 
 Attributes = dict[str, str | bool | int | float | Sequence[str]]
 
@@ -54,12 +65,25 @@ class Tracing:
         finally:
             span.end()
 
+    def headers(self, span: Span) -> dict[str, str]:
+        """What carries a span to a server that is asked on its behalf."""
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier, set_span_in_context(span))
+        return carrier
+
     def sampling(
-        self, model: str, version: str, params: SamplingParams, n: int, *, stream: bool
+        self,
+        operation: str,
+        model: str,
+        version: str,
+        params: SamplingParams,
+        n: int,
+        *,
+        stream: bool,
     ) -> Attributes:
         """What is asked of the engine; `n` candidates are one request there."""
         attributes: Attributes = {
-            "gen_ai.operation.name": OPERATION,
+            "gen_ai.operation.name": operation,
             "gen_ai.provider.name": self._engine,
             "gen_ai.request.model": model,
             "gen_ai.request.choice.count": n,
@@ -87,11 +111,13 @@ class Tracing:
             return
         by_index = {candidate.index: candidate.completion for candidate in record.candidates}
         chosen = [by_index[index] for index in record.chosen]
-        span.update_name(f"{OPERATION} {record.requested_model}")
-        response_id = f"chatcmpl-{record.id}"
+        operation = operation_of(record.messages)
+        span.update_name(f"{operation} {record.requested_model}")
+        prefix = COMPLETION_PREFIX if operation == CHAT else TEXT_COMPLETION_PREFIX
+        response_id = prefix + record.id
         span.set_attributes(
             {
-                "gen_ai.operation.name": OPERATION,
+                "gen_ai.operation.name": operation,
                 "gen_ai.provider.name": "bondserve",
                 "gen_ai.request.model": record.requested_model,
                 "gen_ai.request.choice.count": record.n,
@@ -102,7 +128,7 @@ class Tracing:
                 "bond.policy.version": record.version,
                 "bond.best_of": record.best_of,
                 "bond.queue_ms": 1000 * record.queue_s,
-                **usage(len(record.prompt_token_ids), list(by_index.values())),
+                **usage(len(record.prompt_token_ids), record.generated_tokens),
             }
         )
         if record.degraded is not None:
@@ -124,11 +150,16 @@ class Tracing:
         await asyncio.to_thread(self._provider.shutdown)
 
 
-def usage(prompt_tokens: int, completions: Sequence[Completion]) -> Attributes:
+def operation_of(prompt: Conversation) -> str:
+    """What is done with a prompt, by the conventions' names."""
+    return CHAT if raw_prompt(prompt) is None else CONTINUATION
+
+
+def usage(prompt_tokens: int, generated_tokens: int) -> Attributes:
     """Tokens read once, and generated over all candidates."""
     return {
         "gen_ai.usage.input_tokens": prompt_tokens,
-        "gen_ai.usage.output_tokens": sum(len(c.token_ids) for c in completions),
+        "gen_ai.usage.output_tokens": generated_tokens,
     }
 
 

@@ -9,8 +9,9 @@ from opentelemetry.trace import SpanKind
 from bond_core.engines import Engine
 from bond_core.engines.base import Partial
 from bond_core.rewards import Scorer
+from bond_core.trace_context import carried
 from bond_core.types import Conversation, Generation, SamplingParams, TextDelta
-from bond_server.tracing.spans import OPERATION, Tracing, usage
+from bond_server.tracing.spans import Tracing, operation_of, usage
 
 
 def traced_engine(engine: Engine, tracing: Tracing) -> Engine:
@@ -41,28 +42,36 @@ class _TracedEngine:
         partial: Partial | None = None,
     ) -> Generation:
         """See `Engine.generate`."""
-        asked = self._tracing.sampling(self._model, version, params, n, stream=False)
-        with self._tracing.child(f"{OPERATION} {self._model}", SpanKind.CLIENT, asked) as span:
-            found = await self._engine.generate(version, prompt, params, n, partial)
+        operation = operation_of(prompt)
+        asked = self._tracing.sampling(operation, self._model, version, params, n, stream=False)
+        with self._tracing.child(f"{operation} {self._model}", SpanKind.CLIENT, asked) as span:
+            with carried(self._tracing.headers(span)):
+                found = await self._engine.generate(version, prompt, params, n, partial)
             reasons = [completion.finish_reason for completion in found.completions]
             span.set_attribute("gen_ai.response.finish_reasons", reasons)
-            span.set_attributes(usage(len(found.prompt_token_ids), found.completions))
+            generated = sum(len(completion.token_ids) for completion in found.completions)
+            span.set_attributes(usage(len(found.prompt_token_ids), generated))
             return found
 
     async def stream(
         self, version: str, prompt: Conversation, params: SamplingParams
     ) -> AsyncGenerator[TextDelta]:
         """See `Engine.stream`."""
-        asked = self._tracing.sampling(self._model, version, params, 1, stream=True)
-        with self._tracing.child(f"{OPERATION} {self._model}", SpanKind.CLIENT, asked) as span:
+        operation = operation_of(prompt)
+        asked = self._tracing.sampling(operation, self._model, version, params, 1, stream=True)
+        with self._tracing.child(f"{operation} {self._model}", SpanKind.CLIENT, asked) as span:
             deltas = self._engine.stream(version, prompt, params)
             async with aclosing(cast(AsyncGenerator[TextDelta], deltas)) as pieces:
-                async for piece in pieces:
+                with carried(self._tracing.headers(span)):  # the request is sent with the first
+                    piece = await anext(pieces, None)
+                while piece is not None:
                     if (completion := piece.completion) is not None:
                         reasons = [completion.finish_reason]
                         span.set_attribute("gen_ai.response.finish_reasons", reasons)
-                        span.set_attributes(usage(len(piece.prompt_token_ids), [completion]))
+                        generated = len(completion.token_ids)
+                        span.set_attributes(usage(len(piece.prompt_token_ids), generated))
                     yield piece
+                    piece = await anext(pieces, None)
 
 
 class _TracedScorer:
@@ -80,6 +89,7 @@ class _TracedScorer:
         name = self._scorer.name
         asked: dict[str, str | int] = {"bond.scorer": name, "bond.scored": len(completions)}
         with self._tracing.child(f"score {name}", SpanKind.CLIENT, {**asked}) as span:
-            scores = await self._scorer.score(prompts, completions)
+            with carried(self._tracing.headers(span)):
+                scores = await self._scorer.score(prompts, completions)
             span.set_attribute("bond.score.best", max(scores))
             return scores

@@ -126,7 +126,9 @@ class RunningBatch:
         params = request.params
         model = self._forward.model
         needs_text = bool(params.stop) or request.piece is not None
+        tokens = request.drawn[index] = []
         return Row(
+            token_ids=tokens,
             request=request,
             index=index,
             adjustment=initial_adjustment(params, model.vocab_size, model.device),

@@ -122,7 +122,12 @@ class LocalEngine:
         if partial is not None:
             partial.prompt_token_ids = request.prompt_token_ids
             request.completions = partial.completions
-        completions = await self._submitted(request, answer)
+        try:
+            completions = await self._submitted(request, answer)
+        except asyncio.CancelledError:
+            if partial is not None:
+                partial.unfinished.update(request.unfinished())
+            raise
         return Generation(request.prompt_token_ids, completions)
 
     async def stream(
@@ -151,7 +156,8 @@ class LocalEngine:
                 if isinstance(item, Exception):
                     raise item
                 rest = item[0].details[shown:]
-                yield TextDelta("", item[0], request.prompt_token_ids, rest)
+                drawn = len(item[0].token_ids)
+                yield TextDelta("", item[0], request.prompt_token_ids, rest, num_tokens=drawn)
                 return
         finally:
             if not ended:

@@ -37,12 +37,19 @@ class GenerateRequest:
     cancelled: bool = False
     """Set by the decode thread when it has taken note; checked before each step."""
     completions: dict[int, Completion] = field(default_factory=dict[int, Completion])
+    drawn: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    """Tokens so far of each candidate that has been given a row, by index."""
     started: int = 0
     """Candidates that have been given a row."""
     prompt: Prompt | None = None
     """The prefill, kept until the last candidate has started."""
     first_logits: Tensor | None = None
     """Logits `[vocabulary]` of each candidate's first token; kept as long as `prompt`."""
+
+    def unfinished(self) -> dict[int, int]:
+        """Tokens of the candidates that have not ended; may be asked from any thread."""
+        drawn = list(self.drawn.items())
+        return {index: len(tokens) for index, tokens in drawn if index not in self.completions}
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +94,8 @@ class Row:
     def show(self, text: str) -> None:
         """Hand out a piece of a streamed answer, with the details of the tokens since the last."""
         if self.request.piece is not None:
-            self.request.piece(TextDelta(text, details=tuple(self.details[self.shown :])))
+            details = tuple(self.details[self.shown :])
+            self.request.piece(TextDelta(text, details=details, num_tokens=len(self.token_ids)))
             self.shown = len(self.details)
 
 

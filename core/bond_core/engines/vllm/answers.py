@@ -1,6 +1,5 @@
 """Completions as vLLM's two routes tell them, whole or in pieces, without any input or output."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from bond_core.engines.base import Partial
 from bond_core.engines.limits import MIN_TEMPERATURE
 from bond_core.engines.vllm.wire import error_message, unreadable
 from bond_core.errors import EngineUnavailableError
+from bond_core.json_text import load_json
 from bond_core.types import (
     Alternative,
     Completion,
@@ -93,6 +93,7 @@ class StreamedAnswer:
             details=tuple(fresh.details),
             tool_calls=tuple(fresh.tool_calls),
             reasoning=fresh.reasoning,
+            num_tokens=len(self._parts.token_ids),
         )
 
     def completion(self) -> Completion:
@@ -123,8 +124,10 @@ class StreamedChoices:
                 index = int(choice["index"])
                 parts = self._parts.setdefault(index, _Parts(self._params))
                 parts.add(choice, choice.get("delta"))
+                self._partial.unfinished[index] = len(parts.token_ids)
                 if parts.finish_reason:
                     _refuse_no_prompt(self._partial.prompt_token_ids)
+                    del self._partial.unfinished[index]
                     self._partial.completions[index] = parts.completion()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(error) from error
@@ -158,7 +161,7 @@ def _refuse_no_prompt(prompt_token_ids: tuple[int, ...]) -> None:
 
 def _chunk(data: str) -> tuple[Sequence[JsonObject], tuple[int, ...]]:
     """Choices of an event, and the prompt's tokens if it has them."""
-    chunk: Any = json.loads(data)
+    chunk: Any = load_json(data)
     if "error" in chunk:
         raise EngineUnavailableError(
             f"vLLM broke off the answer: {error_message(chunk) or data[:200]}"
@@ -209,7 +212,7 @@ class _Parts:
         logprobs = self.logprobs
         if len(self.token_ids) != len(logprobs) or not logprobs:
             raise ValueError(f"{len(self.token_ids)} tokens, {len(logprobs)} log-probabilities")
-        if not all(math.isfinite(value) for value in logprobs):
+        if not math.isfinite(sum(logprobs)):  # as it is as soon as one of them is not
             raise ValueError("a log-probability is not finite")
         if self.finish_reason not in _FINISHED:
             raise ValueError(f"finish_reason {self.finish_reason!r}")

@@ -1,8 +1,7 @@
 """HTTP to one vLLM server."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,12 +9,15 @@ import aiohttp
 
 from bond_core.engines.vllm.wire import error_message, error_param
 from bond_core.errors import BondError, EngineUnavailableError, InvalidRequestError
+from bond_core.json_text import dump_json, load_json
+from bond_core.trace_context import TRACE_HEADERS
 
 KEPT_IDLE_S = 2.0
 """How long an idle connection is kept. vLLM closes its own after 5 s, so that a burst of requests
 after a pause would find many that are closed, and count as many failures of the server."""
 UNAUTHORISED = (401, 403)
 NOT_FOUND = 404
+_JSON = {"content-type": "application/json"}
 NOT_NOW = (NOT_FOUND, 408, 409, 425, 429)
 """Answers after which the same request may succeed: a model that is not loaded yet, a queue."""
 
@@ -116,22 +118,29 @@ class Connection:
             if force_close
             else aiohttp.TCPConnector(limit=self._limit, keepalive_timeout=KEPT_IDLE_S),
             timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
 
     async def _read(self, method: str, path: str, body: object, timeout_s: float | None) -> Any:
         async with self._sent(method, path, body, timeout_s) as response:
             try:
-                text = await response.text()
+                content = await response.read()
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 raise self._away(error, reached=True) from error
-        return _parsed(text)
+        return _parsed(content)
 
     @asynccontextmanager
     async def _sent(
         self, method: str, path: str, body: object, timeout_s: float | None
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """An answer with a good status, its body not read yet."""
-        options: dict[str, Any] = {} if body is None else {"json": body}
+        options: dict[str, Any] = {}
+        headers: Mapping[str, str] = TRACE_HEADERS.get() or {}
+        if body is not None:
+            options["data"] = dump_json(body).encode()
+            headers = {**_JSON, **headers}
+        if headers:
+            options["headers"] = headers
         if timeout_s is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=timeout_s)
         response = await self._answered(method, path, options)
@@ -165,7 +174,7 @@ class Connection:
 
     async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> None:
         try:
-            body = _parsed(await response.text())
+            body = _parsed(await response.read())
         except (aiohttp.ClientError, TimeoutError, ValueError):
             body = None
         message = error_message(body) or f"status {response.status} without a reason"
@@ -193,11 +202,11 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[str]:
         rest.append(last)
 
 
-def _parsed(text: str) -> Any:
+def _parsed(content: bytes) -> Any:
     try:
-        return json.loads(text)
+        return load_json(content)
     except ValueError:
-        return text
+        return content.decode(errors="replace")
 
 
 def explained_refusal(error: RefusedError) -> BondError:

@@ -141,6 +141,7 @@ class VllmEngine:
             if partial is None:
                 return answers.generation(await replica.connection.post(route, body), params, n)
             partial.completions.clear()  # of a server that broke off
+            partial.unfinished.clear()
             together = answers.StreamedChoices(params, partial)
             events = replica.connection.events(route, body | {"stream": True})
             async with contextlib.aclosing(events):
@@ -170,7 +171,8 @@ class VllmEngine:
                             yield delta
             except RefusedError as error:
                 raise await self._explained(error, prompt, params) from error
-        yield TextDelta("", answer.completion(), answer.prompt_token_ids)
+        completion, prompt_token_ids = answer.completion(), answer.prompt_token_ids
+        yield TextDelta("", completion, prompt_token_ids, num_tokens=len(completion.token_ids))
 
     async def token_logprobs(
         self,

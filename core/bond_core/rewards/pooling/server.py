@@ -10,6 +10,7 @@ import aiohttp
 from bond_core.config import PoolingScorerConfig
 from bond_core.errors import ModelLoadError, ScorerUnavailableError, ScoringError
 from bond_core.rewards.pooling.answers import Answer, fields_of, list_of, read_scores, shown
+from bond_core.trace_context import TRACE_HEADERS
 
 _KEEP_S = 3.0
 """An idle connection is dropped after this; vLLM ends it after 5 s, perhaps as we write to it."""
@@ -147,7 +148,11 @@ class PoolingServer:
             raise ScorerUnavailableError("is not asked any more: the scorer was closed")
         try:
             response = await self._session.request(
-                method, f"{self.url}{path}", json=body, allow_redirects=False
+                method,
+                f"{self.url}{path}",
+                json=body,
+                allow_redirects=False,
+                headers=TRACE_HEADERS.get(),
             )
         except TimeoutError as error:
             raise self._too_slow() from error

@@ -1,0 +1,98 @@
+"""Answers to several prompts of one request: choices in the order of the prompts, `n` for each."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from bond_server.forms.answer import bond_view, identity_of, usage_view
+from bond_server.forms.events import DONE, buffered
+from bond_server.forms.text import TextForm, text_choice
+from bond_server.ids import TEXT_COMPLETION_PREFIX
+from bond_server.schemas.completion import (
+    BondUsage,
+    PromptAnswer,
+    TextBondAnswer,
+    TextCompletion,
+    Usage,
+)
+from bond_server.services.generation import Answer, Begun
+
+
+def whole_of(answers: Sequence[Answer], *, return_candidates: bool) -> TextCompletion:
+    """One `text_completion` of all answers; it has the id of the first one's row.
+
+    A prompt of which a deadline left fewer than `n` answers leaves a gap in the indices.
+    """
+    first = answers[0]
+    views = [bond_view(answer, return_candidates=return_candidates) for answer in answers]
+    prompts = [
+        PromptAnswer.model_construct(
+            **dict(view), id=TEXT_COMPLETION_PREFIX + answer.record.id, usage=usage_view(answer)
+        )
+        for view, answer in zip(views, answers, strict=True)
+    ]
+    return TextCompletion(
+        **identity_of(first.record, TEXT_COMPLETION_PREFIX),
+        choices=[
+            text_choice(index, candidate)
+            for position, answer in enumerate(answers)
+            for index, candidate in enumerate(answer.returned, position * answer.record.n)
+        ],
+        usage=usage_of(answers),
+        bond=TextBondAnswer.model_construct(**dict(views[0]), prompts=prompts),
+    )
+
+
+def usage_of(answers: Sequence[Answer]) -> Usage:
+    """The tokens of all answers together."""
+    usages = [usage_view(answer) for answer in answers]
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        total_tokens=sum(usage.total_tokens for usage in usages),
+        bond=BondUsage(
+            n=sum(usage.bond.n for usage in usages),
+            ended=sum(usage.bond.ended for usage in usages),
+            chosen_completion_tokens=sum(u.bond.chosen_completion_tokens for u in usages),
+            cut_completion_tokens=sum(u.bond.cut_completion_tokens for u in usages),
+        ),
+    )
+
+
+def headers_of(begun: Sequence[Begun]) -> dict[str, str]:
+    """What is known before anything is drawn; all prompts of a request have the same arm."""
+    plan = begun[0].plan
+    return {
+        "x-bond-arm": plan.arm.value,
+        "x-bond-n": str(sum(one.plan.best_of for one in begun)),
+        "x-bond-policy": plan.version,
+    }
+
+
+async def events_of(
+    begun: Sequence[Begun],
+    answers: AsyncIterator[Answer],
+    *,
+    wants_usage: bool,
+    return_candidates: bool,
+) -> AsyncIterator[str]:
+    """The data of each event: a prompt's texts when all of its answers are there and its row is
+    committed, in the order of the prompts, then the usage of all, then `[DONE]`."""
+    form = TextForm(return_candidates=return_candidates)
+    head = form.head(begun[0]) | ({"usage": None} if wants_usage else {})
+
+    def chunk(choice: dict[str, Any], **more: Any) -> str:
+        return json.dumps(head | {"choices": [choice]} | more, ensure_ascii=False)
+
+    told: list[Answer] = []
+    async for answer in answers:
+        first = len(told) * answer.record.n
+        for choice in buffered(form, answer, first):
+            yield chunk(choice)
+        bond = bond_view(answer, return_candidates=return_candidates).model_dump(mode="json")
+        for index, candidate in enumerate(answer.returned, first):
+            yield chunk(form.closing(index, candidate.completion), bond=bond)
+        told.append(answer)
+    if wants_usage:
+        yield json.dumps(head | {"choices": [], "usage": usage_of(told).model_dump(mode="json")})
+    yield DONE

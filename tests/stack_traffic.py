@@ -78,7 +78,7 @@ class Traffic:
     async def _ask(
         self, client: httpx.AsyncClient, kind: str, messages: list[dict[str, Any]]
     ) -> str:
-        body: dict[str, Any] = {"messages": messages, "max_tokens": 60}
+        body: dict[str, Any] = {"messages": messages}
         if kind == "stream":
             body |= {"model": f"{self._model}:distilled", "stream": True}
             return await _streamed(client, body)

@@ -19,7 +19,13 @@ LITELLM_STAMP := $(LITELLM_VENV)/.installed-$(LITELLM_VERSION)
 NODE_TESTS := tests/openai_node
 NODE_STAMP := $(NODE_TESTS)/node_modules/.installed
 
-.PHONY: demo test test-vllm test-litellm test-prometheus vllm-env check format install clean soak
+# Images to build, the tests that need them, and pip's options for torch: its build for CPUs comes
+# from an index of its own. Where the usual one has it, DOCKER_PIP= is enough.
+IMAGES ?= gateway trainer demo vllm-cpu
+DOCKER_TESTS ?= tests/docker
+DOCKER_PIP ?= --extra-index-url https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test test-vllm test-litellm test-docker images test-prometheus vllm-env check format install clean soak
 
 demo: $(STAMP)  ## The whole loop on the demo world; DURATION=300 ends it after 300 seconds of traffic
 	$(BIN)/bond demo --duration $(DURATION)
@@ -35,6 +41,17 @@ test-litellm: $(STAMP) $(LITELLM_STAMP)  ## The tests behind LiteLLM's proxy
 
 test-prometheus: $(STAMP)  ## The rules' own tests, and every query of the dashboard, on the Prometheus of this machine
 	$(BIN)/pytest -q -m prometheus tests/operations
+
+test-docker: $(STAMP) images  ## The images, the demo, and the stack under faults, on a real engine
+	$(BIN)/pytest -q -m docker --durations=0 --durations-min=1 $(DOCKER_TESTS)
+
+images:  ## Build the images; IMAGES="gateway demo" builds some
+	@for name in $(IMAGES); do \
+	  start=$$(date +%s); \
+	  docker build --quiet --file docker/$$name.Dockerfile --tag bondserve/$$name:0.1.0 \
+	    --build-arg "PIP_OPTIONS=$(DOCKER_PIP)" . >/dev/null || exit 1; \
+	  echo "image $$name: $$(( $$(date +%s) - start )) s, $$(docker image inspect --format '{{.Size}}' bondserve/$$name:0.1.0 | awk '{printf "%d MB", $$1 / 1e6}')"; \
+	done
 
 soak: $(STAMP)  ## 200 gateways per database killed under load; results in bench/results/soak
 	$(BIN)/python bench/soak.py --kills 200 --out bench/results/soak

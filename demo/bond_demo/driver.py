@@ -22,6 +22,7 @@ from bond_core.config import BondConfig
 from bond_core.store import Store, open_store
 from bond_core.types import Arm, PolicyState
 from bond_demo.conclusion import conclude
+from bond_demo.next_steps import next_steps
 from bond_demo.seeding import seed_log
 from bond_demo.settings import DemoSettings
 from bond_demo.snapshot import Snapshot, take_snapshot, with_unlogged_failures
@@ -115,6 +116,8 @@ async def run_demo(
                 if not await _started(service, interrupted):
                     out.print("stopped before any traffic")
                     return
+                steps = next_steps(service.url, config.model.served_name)
+                out.print(steps, markup=False, highlight=False, soft_wrap=True)
                 users = await _traffic(config, settings, service, store, run, interrupted, out)
                 out.print("traffic ended; letting the trainer end its evaluation ...")
                 await service.stop_trainer()

@@ -36,7 +36,9 @@ def run(config: BondConfig, announce: Callable[[str], None] = print_url) -> None
     `announce` is called with the base URL once requests are answered. Raises `ConfigError` if the
     port is in use, before anything is loaded, and the `BondError` of whatever cannot be opened.
     """
-    loop_factory = uvicorn.Config("").get_loop_factory()  # uvloop's, where it is installed
+    loop_factory = uvicorn.Config(
+        "", log_config=None
+    ).get_loop_factory()  # uvloop's, where it is installed
     with (
         claim_socket(config.server.host, config.server.port) as listener,
         asyncio.Runner(loop_factory=loop_factory) as runner,

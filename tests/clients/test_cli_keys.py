@@ -1,6 +1,7 @@
 """`bond keys`: on the store of a configuration, beside a gateway or before the first one."""
 
 import asyncio
+import hashlib
 import re
 import sqlite3
 import time
@@ -138,3 +139,36 @@ async def test_a_running_gateway_takes_note(
         await until(200, headers)
         assert (await asyncio.to_thread(bond, "revoke", secret, *where)).exit_code == 0
         await until(401, headers)
+
+
+def test_a_key_made_elsewhere_is_adopted_once(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ("--config", config_file)
+    secret = f"sk-bond-0123456789ab-{'x' * 43}"
+    without = bond("adopt", "first", *where)
+    assert without.exit_code == 2
+    assert "BONDSERVE_API_KEY" in without.stderr
+
+    monkeypatch.setenv("BONDSERVE_API_KEY", secret)
+    first = bond("adopt", "first", "--scope", "admin", "--scope", "infer", *where)
+    assert (first.exit_code, first.stdout) == (
+        0, "key 0123456789ab (admin, infer) is in the store now\n",
+    )  # fmt: skip
+    [row] = rows(config_file)
+    assert (row["name"], row["scopes"]) == ("first", '["admin","infer"]')
+    assert row["secret_sha256"] == hashlib.sha256(secret.encode()).hexdigest()
+    again = bond("adopt", "second", *where)
+    assert (again.exit_code, again.stdout) == (
+        0, "key 0123456789ab (admin, infer) was there before\n",
+    )  # fmt: skip
+    assert bond("revoke", secret, *where).exit_code == 0
+    assert bond("adopt", "first", *where).stdout.endswith("was there before and was revoked\n")
+    assert len(rows(config_file)) == 1
+
+    for text, says in ((secret[:-1] + "y", "another key has the id"), ("sk-bond-1", "is no key")):
+        monkeypatch.setenv("BONDSERVE_API_KEY", text)
+        wrong = bond("adopt", "first", *where)
+        assert wrong.exit_code == 1
+        assert says in wrong.stderr
+        assert text not in wrong.output

@@ -149,6 +149,8 @@ async def test_stored_completions_are_read_and_changed_by_their_scopes(
                     method, url, headers=bearer(secret), json={"metadata": {"a": "b"}}
                 )
                 expected = {scope: 200, "infer": 200, "other": 404}.get(name, 403)
+                if (method, name) == ("POST", "admin"):
+                    expected = 404  # its answer would show what this key may not read
                 assert response.status_code == expected, (method, url, name)
 
 

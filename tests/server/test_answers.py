@@ -275,3 +275,27 @@ async def test_two_apps_live_in_one_process(
         assert one.metric("bond_requests_total", arm="distilled", status="ok") == 1
         assert two.metric("bond_requests_total", arm="distilled", status="ok") == 0
         assert await two.gateway.store.completions.count() == 0
+
+
+async def test_a_unit_is_kept_under_the_name_that_it_was_given(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        utf8, long, other = [
+            await running.client.post(
+                "/v1/distilled",
+                json={"messages": [{"role": "user", "content": "hi"}]},
+                headers={"x-bond-unit": unit},
+            )
+            for unit in ("café".encode(), "a" * 513, b"caf\xe9")
+        ]
+        stored = await running.gateway.store.completions.get(row_id(utf8.json()))
+        gone = await running.client.delete("/v1/users/café/completions")
+        nobody = await running.client.delete("/v1/users//completions")
+    assert stored is not None
+    assert stored.unit == "café"
+    assert gone.json()["num_rows"] == 1
+    for refused in (long, other):
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "x-bond-unit"
+    assert nobody.status_code == 400

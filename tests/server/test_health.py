@@ -14,6 +14,8 @@ async def test_up_and_ready(run: Run, make_config: MakeConfig) -> None:
     async with run(make_config()) as running:
         assert (await running.client.get("/healthz")).json() == {"status": "ok"}
         ready = await running.client.get("/readyz")
+        heads = [await running.client.head(path) for path in ("/healthz", "/readyz")]
+    assert [head.status_code for head in heads] == [200, 200]
     assert ready.status_code == 200
     assert ready.json() == {
         "status": "ready",

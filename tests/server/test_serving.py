@@ -1,6 +1,7 @@
 """The process: its socket, its signals, and what survives it."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -198,3 +199,17 @@ async def test_sigterm_lets_streams_end(tmp_path: Path, rewards_file: Path) -> N
     assert response.status_code == 200
     assert [line for line in told if line][-1] == "data: [DONE]"
     assert [status for _, status in rows(config)] == ["ok"]
+
+
+def test_every_line_of_a_json_log_is_json(tmp_path: Path, rewards_file: Path) -> None:
+    config = write_config(tmp_path, rewards_file, log_format="json")
+    with ready_gateway(config) as (process, url):
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port)) as scanner:
+            scanner.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+            scanner.recv(1000)
+        assert httpx.post(f"{url}/v1/distilled", json=HI, trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert {"bond.access", "uvicorn.error"} <= {line["logger"] for line in lines}

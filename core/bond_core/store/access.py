@@ -15,7 +15,13 @@ from bond_core.store.access_records import (
     Scope,
     Session,
 )
-from bond_core.store.access_secrets import digest_of, new_key, new_key_id, new_session_token
+from bond_core.store.access_secrets import (
+    digest_of,
+    key_id_of,
+    new_key,
+    new_key_id,
+    new_session_token,
+)
 from bond_core.store.access_tables import KEYS_COUNTER, api_keys, sessions
 from bond_core.store.database import Database, in_chunks
 from bond_core.store.tables import counters
@@ -76,6 +82,42 @@ class Access:
 
         await self._database.write(insert)
         return key, secret
+
+    async def adopt(self, name: str, scopes: Collection[Scope], secret: str) -> tuple[ApiKey, bool]:
+        """Put a key that was made elsewhere into the store; returns it, and False if it was there
+        before, revoked perhaps, and stays as it is.
+
+        Raises `InvalidRequestError` for text that is no key, or whose id another key has.
+        """
+        key_id = key_id_of(secret)
+        if key_id is None:
+            raise InvalidRequestError(
+                "the text is no key: one is sk-bond-, 12 hexadecimal digits, a hyphen and 43 "
+                "random characters (32 bytes in the URL-safe alphabet of base64)"
+            )
+        key = ApiKey(
+            id=key_id,
+            name=name,
+            secret_sha256=digest_of(secret),
+            scopes=frozenset(scopes),
+            created_at=self._clock(),
+        )
+
+        def insert(connection: Connection) -> ApiKey | None:
+            query = sa.select(api_keys).where(api_keys.c.id == key_id)
+            row = connection.execute(query).mappings().first()
+            if row is not None:
+                return _key(row)
+            connection.execute(_raise_revision)
+            connection.execute(api_keys.insert(), [_row(key)])
+            return None
+
+        there = await self._database.write(insert)
+        if there is None:
+            return key, True
+        if there.secret_sha256 != key.secret_sha256:
+            raise InvalidRequestError(f"another key has the id {key_id}: make a new one")
+        return there, False
 
     async def all(self) -> list[ApiKey]:
         """Every key that was ever made, revoked ones too, oldest first."""

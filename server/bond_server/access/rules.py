@@ -41,6 +41,8 @@ RULES: dict[tuple[str, str], frozenset[Scope]] = {
     ("HEAD", "/openapi.json"): ALL_SCOPES,
     ("GET", "/healthz"): OPEN,
     ("GET", "/readyz"): OPEN,
+    ("HEAD", "/healthz"): OPEN,
+    ("HEAD", "/readyz"): OPEN,
 }
 """Method and path, as its route declares it, to the scopes of which a key needs one.
 

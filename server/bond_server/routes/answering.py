@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from bond_core.errors import InvalidRequestError
 from bond_core.store.settlement import KeptAnswer
 from bond_core.types import TextDelta
 from bond_server.access.bounded_body import refuse_too_many
@@ -71,12 +72,29 @@ def make_ask(
 def unit_of(body: SamplingBody, request: Request, context: RequestContext) -> str:
     """Whom the assignment sticks to: the most explicit name given, else this request alone."""
     return (
-        request.headers.get(UNIT_HEADER, "")[:MAX_UNIT_CHARACTERS]
+        _unit_given(request)
         or body.safety_identifier
         or body.user
         or (body.metadata or {}).get("session_id")
         or context.request_id
     )
+
+
+def _unit_given(request: Request) -> str:
+    """The header's unit, so that it is found again under the same name; empty if there is none."""
+    sent = request.headers.get(UNIT_HEADER, "")
+    try:
+        unit = sent if sent.isascii() else sent.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise InvalidRequestError(
+            f"{UNIT_HEADER} is neither ASCII nor UTF-8", param=UNIT_HEADER
+        ) from None
+    if len(unit) > MAX_UNIT_CHARACTERS:
+        raise InvalidRequestError(
+            f"{UNIT_HEADER} has {len(unit)} characters; at most {MAX_UNIT_CHARACTERS} are taken",
+            param=UNIT_HEADER,
+        )
+    return unit
 
 
 async def respond(

@@ -10,12 +10,14 @@ from bond_server.schemas.models import Health, Readiness
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> Health:
     """The process is up."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(gateway: GatewayDep) -> Readiness:
     """Engine, scorers and store work; a 503 names the part that does not.

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from bond_core.errors import InvalidRequestError
 from bond_core.store.deletions import DeletionRecord
 from bond_core.store.records import CompletionRecord
 from bond_core.store.stored import StoredQuery
@@ -55,6 +56,8 @@ async def export(
 @router.delete("/v1/users/{user:path}/completions")
 async def delete_user(user: str, gateway: GatewayDep) -> DeletionView:
     """Delete every row of a user, and say which versions may have learned from them."""
+    if not user:
+        raise InvalidRequestError("name a user between /v1/users/ and /completions", param="user")
     return _deletion(await gateway.stored.delete_user(user))
 
 

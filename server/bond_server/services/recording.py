@@ -117,6 +117,7 @@ class Recording:
             logger.error("a failed answer was not recorded: %s", store_error)
             return
         self._metrics.requests.labels(row.arm.value, row.status).inc()
+        self._metrics.generation_tokens.labels(row.arm.value).inc(row.generated_tokens)
 
     def commit_cancellation(self, draft: CompletionRecord, started: float) -> None:
         """Record, in the background, an answer that was given up."""

@@ -1,6 +1,7 @@
 """`bond keys`: makes, lists and revokes API keys in the store of a gateway."""
 
 import asyncio
+import os
 import re
 import sys
 import time
@@ -14,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bond_cli.asking import API_KEY_VARIABLE
 from bond_cli.failure import CONFIG_EXIT, CommandError, explains_failures
 from bond_cli.target import ConfigFile, DataDir, config_of_data
 
@@ -97,6 +99,38 @@ def create(
     sys.stderr.write(f"key {key.id} ({', '.join(sorted(key.scopes))}); it is shown this once:\n")
     sys.stderr.flush()
     typer.echo(secret)
+
+
+@app.command("adopt")
+@explains_failures
+def adopt(
+    name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
+    scope: Annotated[
+        list[ScopeName] | None,
+        typer.Option(help="What it may do; repeat for more.", show_default="infer and read"),
+    ] = None,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Put the key in the variable BONDSERVE_API_KEY into the store, unless it is there."""
+    secret = os.environ.get(API_KEY_VARIABLE)
+    if not secret:
+        raise CommandError(
+            f"there is no key to adopt: set {API_KEY_VARIABLE}, or let `bond keys create` make one",
+            CONFIG_EXIT,
+        )
+    names = scope or [ScopeName.INFER, ScopeName.READ]
+
+    async def put(store: "Store") -> "tuple[ApiKey, bool]":
+        from bond_core.store import Scope
+
+        return await store.access.adopt(name, {Scope(value) for value in names}, secret)
+
+    key, is_new = _in_store(put, config, data_dir)
+    refused = key.why_refused(time.time())
+    state = "is in the store now" if is_new else "was there before"
+    state += f" and {refused}" if refused else ""
+    typer.echo(f"key {key.id} ({', '.join(sorted(key.scopes))}) {state}")
 
 
 @app.command("list")

@@ -301,6 +301,17 @@ WRONG_COMPARISONS: list[tuple[dict[str, Any], int, str]] = [
 ]
 
 
+async def test_a_comparison_is_not_kept_under_a_key(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        keyed = await running.client.post(
+            "/v1/compare", json={"messages": HI}, headers={"idempotency-key": "once"}
+        )
+        error = error_of(keyed, 400)
+        assert (error["param"], error["code"]) == ("Idempotency-Key", "invalid_value")
+        assert "one row per arm" in error["message"]
+        assert await nothing_was_drawn(running)
+
+
 async def test_wrong_comparisons(run: Run, make_config: MakeConfig) -> None:
     async with run(make_config()) as running:
         for body, status, param in WRONG_COMPARISONS:

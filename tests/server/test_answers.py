@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from running_gateway import MODEL, MakeConfig, Run, row_id, scorer
 
-from bond_core.types import Arm
+from bond_core.types import Arm, SamplingParams
+from bond_server.schemas.openai import TextCompletionRequest
 
 
 async def test_best_of_n_answers_with_the_best_of_all_candidates(
@@ -229,6 +230,23 @@ async def test_sampling_parameters_reach_the_row_and_mark_it(
     assert (plain.params.temperature, plain.params.max_tokens) == (0.9, 32)
     assert plain.standard_sampling
     assert seeded.standard_sampling
+
+
+async def test_a_top_k_of_minus_one_keeps_the_whole_vocabulary(
+    run: Run, make_config: MakeConfig
+) -> None:
+    found: list[tuple[int, bool]] = []
+    async with run(make_config()) as running:
+        for top_k in (-1, 0, 7):
+            answer = (await running.post("/v1/distilled", top_k=top_k)).json()
+            row = await running.gateway.store.completions.get(row_id(answer))
+            assert row is not None
+            found.append((row.params.top_k, row.standard_sampling))
+    assert found == [(0, True), (0, True), (7, False)]
+    narrow = SamplingParams(top_k=5)
+    for sent, kept in ((-1, 0), (0, 0), (None, 5), (9, 9)):
+        body = TextCompletionRequest(model=MODEL, prompt=["hi"], top_k=sent)
+        assert body.to_params(narrow).top_k == kept
 
 
 @pytest.mark.parametrize("by_default", [True, False])

@@ -71,7 +71,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": HI, "temperature": 2.5}, "temperature", "invalid_value"),
     ({"messages": HI, "temperature": "hot"}, "temperature", "invalid_value"),
     ({"messages": HI, "top_p": 0}, "top_p", "invalid_value"),
-    ({"messages": HI, "top_k": -1}, "top_k", "invalid_value"),
+    ({"messages": HI, "top_k": -2}, "top_k", "invalid_value"),
     ({"messages": HI, "top_k": 2**63}, "top_k", "invalid_value"),
     ({"messages": HI, "temperature": 1e-40}, "temperature", "invalid_value"),
     ({"messages": HI, "max_tokens": 0}, "max_tokens", "invalid_value"),

@@ -71,10 +71,10 @@ def train(
     copy, in the type of the model's weights, and leaves the model as it is, also in memory. Changed
     weights are another model, which an `out_dir` with checkpoints refuses.
 
-    `prompts` are a JSON-lines file, texts,
-    message lists, or rows with `prompt` or `messages`; rows of an export that may not be learned
-    from are left out, with a warning; a tenth, by hash, is held out. `trainer` are the
-    keys of the configuration's section of that name. The same `out_dir` goes on where it was.
+    `prompts` are a JSON-lines file, texts, message lists, or rows with `prompt` or `messages`; rows
+    of an export that may not be learned from are left out, with a warning; a tenth, by hash, is
+    held out. `trainer` are the keys of the configuration's section of that name. The same `out_dir`
+    goes on where it was.
     `progress` shows a memory estimate and a bar; by default where standard output is a terminal or
     a notebook's cell.
 

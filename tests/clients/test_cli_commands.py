@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -158,6 +159,12 @@ def test_help_is_fast_and_loads_nothing_heavy() -> None:
         (["train", "--config", "missing.yaml"], 2, "error: cannot read missing.yaml"),
         (["serve", "m"], 2, "error: no reward model for m"),
         (["ask", "hi", "--url", "http://127.0.0.1:1"], 1, "no answer from http://127.0.0.1:1"),
+        (["serv"], 2, "error: No such command 'serv'. Did you mean 'serve'? see `bond --help`\n"),
+        (["xyz"], 2, "error: No such command 'xyz'; see `bond --help`\n"),
+        (["ask"], 2, "error: Missing argument 'question'; see `bond ask --help`\n"),
+        (["keys", "revok"], 2, "Did you mean 'revoke'? see `bond keys --help`\n"),
+        (["up", "--prot", "1"], 2, "error: No such option"),
+        (["serve", "--port", "many"], 2, "error: Invalid value for '--port'"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr(
@@ -173,6 +180,33 @@ def test_a_mistake_is_one_line_on_stderr(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", [[], ["keys"]])
+def test_a_group_alone_is_its_help(command: list[str]) -> None:
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert result.output.count("Commands") == 1
+    assert "error:" not in result.output
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_a_port_in_use_is_no_wrong_flag(command: str, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("def reward(prompts, completions):\n    return [0.0]\n")
+    settings = {
+        "model": {"path": "no-model"},
+        "engine": {"type": "fake"},
+        "scorer": {"type": "function", "function": "rewards.py:reward"},
+        "data_dir": "data",
+    }
+    (tmp_path / "bond.yaml").write_text(json.dumps(settings))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        arguments = [command, "--config", str(tmp_path / "bond.yaml"), "--port", port]
+        result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}: Address already")
+    assert result.stderr.count("\n") == 1
 
 
 def test_an_error_of_the_gateway_is_shown_with_its_status(gateway: str) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from running_gateway import MODEL, MakeConfig, Run, row_id, scorer
 
-from bond_core.types import Arm
+from bond_core.types import Arm, SamplingParams
+from bond_server.schemas.openai import TextCompletionRequest
 
 
 async def test_best_of_n_answers_with_the_best_of_all_candidates(
@@ -229,6 +230,73 @@ async def test_sampling_parameters_reach_the_row_and_mark_it(
     assert (plain.params.temperature, plain.params.max_tokens) == (0.9, 32)
     assert plain.standard_sampling
     assert seeded.standard_sampling
+
+
+async def test_what_asks_for_nothing_may_be_sent(run: Run, make_config: MakeConfig) -> None:
+    nothing: dict[str, object] = {
+        "service_tier": "auto", "modalities": ["text"], "response_format": {"type": "text"},
+        "tools": [], "functions": [], "web_search_options": None,
+    }  # fmt: skip
+    async with run(make_config()) as running:
+        told = await running.post("/v1/distilled", **nothing)
+        assert told.status_code == 200, told.text
+        text = {"model": MODEL, "prompt": "hi", "echo": False, "suffix": "", "service_tier": "auto"}
+        told = await running.client.post("/v1/completions", json=text)
+        assert told.status_code == 200, told.text
+        refused = await running.client.post("/v1/completions", json={**text, "echo": True})
+        assert refused.json()["error"]["param"] == "echo"
+
+
+@pytest.mark.parametrize(
+    ("split", "statuses"),
+    [
+        ({"reference": 0.99, "bon": 0.01, "distilled": 0.0}, (400, 200, 200)),
+        ({"reference": 0.5, "bon": 0.0, "distilled": 0.5}, (200, 200, 200)),
+    ],
+)
+async def test_the_plain_name_at_temperature_zero_needs_a_split_without_best_of_n(
+    run: Run, make_config: MakeConfig, split: dict[str, float], statuses: tuple[int, ...]
+) -> None:
+    async with run(make_config(arms={"best_of": 4, "split": split})) as running:
+        found = [
+            (await running.post("/v1/chat/completions", temperature=0, **sent)).status_code
+            for sent in (
+                {"model": MODEL},
+                {"model": MODEL, "best_of": 1},
+                {"model": f"{MODEL}:distilled"},
+            )
+        ]
+    assert tuple(found) == statuses
+
+
+@pytest.mark.parametrize("field", ["user", "safety_identifier", "metadata"])
+async def test_names_of_users_are_bounded(run: Run, make_config: MakeConfig, field: str) -> None:
+    def sent(length: int) -> dict[str, object]:
+        value = "u" * length
+        return {field: {"k" * 64: value} if field == "metadata" else value}
+
+    async with run(make_config()) as running:
+        assert (await running.post("/v1/distilled", **sent(512))).status_code == 200
+        refused = await running.post("/v1/distilled", **sent(513))
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"].startswith(field)
+
+
+async def test_a_top_k_of_minus_one_keeps_the_whole_vocabulary(
+    run: Run, make_config: MakeConfig
+) -> None:
+    found: list[tuple[int, bool]] = []
+    async with run(make_config()) as running:
+        for top_k in (-1, 0, 7):
+            answer = (await running.post("/v1/distilled", top_k=top_k)).json()
+            row = await running.gateway.store.completions.get(row_id(answer))
+            assert row is not None
+            found.append((row.params.top_k, row.standard_sampling))
+    assert found == [(0, True), (0, True), (7, False)]
+    narrow = SamplingParams(top_k=5)
+    for sent, kept in ((-1, 0), (0, 0), (None, 5), (9, 9)):
+        body = TextCompletionRequest(model=MODEL, prompt=["hi"], top_k=sent)
+        assert body.to_params(narrow).top_k == kept
 
 
 @pytest.mark.parametrize("by_default", [True, False])

@@ -71,7 +71,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": HI, "temperature": 2.5}, "temperature", "invalid_value"),
     ({"messages": HI, "temperature": "hot"}, "temperature", "invalid_value"),
     ({"messages": HI, "top_p": 0}, "top_p", "invalid_value"),
-    ({"messages": HI, "top_k": -1}, "top_k", "invalid_value"),
+    ({"messages": HI, "top_k": -2}, "top_k", "invalid_value"),
     ({"messages": HI, "top_k": 2**63}, "top_k", "invalid_value"),
     ({"messages": HI, "temperature": 1e-40}, "temperature", "invalid_value"),
     ({"messages": HI, "max_tokens": 0}, "max_tokens", "invalid_value"),
@@ -299,6 +299,17 @@ WRONG_COMPARISONS: list[tuple[dict[str, Any], int, str]] = [
     ({"arms": ["distilled"], "best_of": 2}, 400, "best_of"),
     ({"temperature": 0}, 400, "temperature"),
 ]
+
+
+async def test_a_comparison_is_not_kept_under_a_key(run: Run, make_config: MakeConfig) -> None:
+    async with run(make_config()) as running:
+        keyed = await running.client.post(
+            "/v1/compare", json={"messages": HI}, headers={"idempotency-key": "once"}
+        )
+        error = error_of(keyed, 400)
+        assert (error["param"], error["code"]) == ("Idempotency-Key", "invalid_value")
+        assert "one row per arm" in error["message"]
+        assert await nothing_was_drawn(running)
 
 
 async def test_wrong_comparisons(run: Run, make_config: MakeConfig) -> None:

@@ -1,5 +1,7 @@
 """Other base weights at the same path: nothing made for the old ones is taken up."""
 
+import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,7 @@ async def test_nothing_is_built_on_a_version_of_another_base(tmp_path: Path) -> 
     async with open_parts(config, prompts):
         pass
     make_policy(model, seed=1)
-    with pytest.raises(AdapterError, match=r"v0001 was made for another base .* fresh data_dir"):
+    with pytest.raises(AdapterError, match=r"v0099 was made for another base .* fresh data_dir"):
         async with open_parts(config, prompts):
             pass
 
@@ -63,17 +65,21 @@ async def test_a_running_trainer_refuses_to_compare_with_it(tmp_path: Path) -> N
         file.write_text(text)
         await insert_as_retired(parts, record)
         await parts.store.policies.activate("v0099", "test")
-        with pytest.raises(AdapterError, match="v0001 was made for another base"):
+        with pytest.raises(AdapterError, match="v0099 was made for another base"):
             await proposal(parts)
 
 
 async def insert_as_retired(parts: Parts, record: PolicyRecord) -> None:
     """The version's files under a name that may be made active, as the gate would have."""
+    path = parts.config.adapters_dir / "v0099"
+    await asyncio.to_thread(shutil.copytree, record.path, path)
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"{record.version}"', '"v0099"'))
     await parts.store.policies.insert(
         PolicyRecord(
             version="v0099",
             state=PolicyState.RETIRED,
-            path=record.path,
+            path=str(path),
             parent="v0000",
             step=1,
             created_at=1.0,

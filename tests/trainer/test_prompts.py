@@ -4,25 +4,23 @@ import json
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_training import config_of, messages_of
 
-from bond_core.config import TrainerConfig
+from bond_core.config import FakeEngineConfig, ModelConfig, TrainerConfig
+from bond_core.engines.fake import FakeEngine
 from bond_core.errors import ConfigError
 from bond_core.holdout import Split, split_of
 from bond_core.store import CompletionRecord, Origin, Store, open_store
 from bond_core.types import Arm, Candidate, Completion, Message, SamplingParams
 from bond_trainer.curation import log_curator
 from bond_trainer.held_out import held_out_openings
+from bond_trainer.library import train
+from bond_trainer.prompt_files import prompts_of_split, read_prompt_file, read_prompts
 from bond_trainer.prompt_pool import PromptPool, TrainingPrompt
-from bond_trainer.prompts import (
-    LATE_ROWS,
-    LogPrompts,
-    new_pool,
-    prompts_of_split,
-    read_prompts,
-)
+from bond_trainer.prompts import LATE_ROWS, FilePrompts, LogPrompts, new_pool
 
 
 def prompt(messages: tuple[Message, ...], num_tokens: int = 5) -> TrainingPrompt:
@@ -209,6 +207,71 @@ def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, text: str, why: s
         read_prompts(file)
     with pytest.raises(ConfigError, match="cannot read prompts"):
         read_prompts(tmp_path / "missing")
+
+
+def exported(text: str, **fields: Any) -> dict[str, Any]:
+    """What of a line of `/v1/export` says whether it may be learned from."""
+    line = {"id": f"chatcmpl-{text}", "status": "ok", "may_train": True, "redacted": False}
+    return {**line, "messages": [{"role": "user", "content": text}], **fields}
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+CALLING = {"role": "assistant", "tool_calls": [CALL]}
+ASKED = {"role": "user", "content": "what time is it"}
+WITHHELD = [
+    exported("private", may_train=False),
+    exported("private too", may_train=False, redacted=True, status="failed"),
+    exported("Mr \u2588", redacted=True),
+    exported("broken off", status="cancelled"),
+    exported("raw", messages=[{"role": "prompt", "content": "Once upon"}]),
+    exported(
+        "null", messages=[ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    ),
+    exported("no key", messages=[ASKED, {"role": "assistant", "tool_calls": [CALL]}]),
+    exported("empty", messages=[ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}]),
+]
+REASONS = {"no_consent": 2, "redacted": 1, "unanswered": 1, "raw_text": 1, "tool_calls": 3}
+
+
+async def test_rows_of_an_export_that_may_not_be_learned_from_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "export.jsonl"
+    first, second, third = messages_of(Split.TRAIN, 3)
+    rows = [
+        exported(first[0].content),
+        *WITHHELD,
+        exported(second[0].content),
+        {"prompt": third[0].content, "status": "reviewed"},  # a data set's own word
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    read = read_prompt_file(file)
+    assert read.by_line == {1: first, 10: second, 11: third}
+    assert read.left_out == REASONS
+    assert read_prompts(file) == [first, second, third]
+    [said] = [record.getMessage() for record in caplog.records]
+    for part in ("2 lines (`may_train` is false)", "1 line (raw text", "; 3 lines stay"):
+        assert part in said
+    engine = FakeEngine(FakeEngineConfig(), ModelConfig(path=tmp_path, name="fake"))
+    await engine.start()
+    source = FilePrompts(file, engine, new_pool(TrainerConfig(), (), from_log=False))
+    assert [(p.id, p.messages) for p in await source.take(3)] == [
+        ("1", first), ("10", second), ("11", third),
+    ]  # fmt: skip
+    await engine.close()
+    assert source.counts == {"rows": 3, "accepted": 3, "used": 3, **REASONS}
+
+
+def test_a_file_of_nothing_but_such_rows_is_an_error_that_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "export.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in WITHHELD))
+    with pytest.raises(ConfigError, match=r"no prompts: left out are 2 lines \(`may_train`"):
+        read_prompts(file)
+
+
+def test_rows_given_to_the_library_keep_what_withholds_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no prompts: left out are 2 lines \(`may_train`"):
+        train("no-model", "rewards.py:none", WITHHELD, out_dir=tmp_path, progress=False)
 
 
 def test_a_files_held_out_prompts_are_found_by_the_split(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
     loop.py             the process; training_run.py what happens in which order
     opening.py          store, model, engine, scorers: opened in one place
     prompts.py          the log, or a file, as a source of prompts; prompt_pool.py bounds their use
+    prompt_files.py     the lines of such a file, and which are left out
     curation/           which of them come in, one rule per file
     winners.py          examples from logged Best-of-N; winners_phase.py learns from them
     rollouts.py         samples of policy and anchor, with rewards

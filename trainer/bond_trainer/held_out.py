@@ -16,8 +16,8 @@ from bond_core.holdout import Split
 from bond_core.store import Store
 from bond_core.types import Message
 from bond_trainer.draws import Draws, Scorers, UnusablePromptsError
+from bond_trainer.prompt_files import prompts_of_split, read_prompt_file, read_prompts
 from bond_trainer.prompt_pool import digest_of, opening
-from bond_trainer.prompts import prompts_of_split, read_prompts
 from bond_trainer.reference_draws import reference_draws
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class HeldOutSource:
         evaluation = self.config.trainer.evaluation
         file = evaluation.gate_prompts if self.split is Split.GATE else evaluation.report_prompts
         if file is not None:
-            found = read_prompts(file)
+            found = list(read_prompt_file(file).by_line.values())
         elif self.prompts_file is not None:
             found = prompts_of_split(self.prompts_file, self.split)
         else:

@@ -21,6 +21,7 @@ from bond_core.errors import ConfigError
 from bond_core.rewards import Scorer
 from bond_core.rewards.function import FunctionScorer
 from bond_trainer.progress_bar import progress_bar, wanted_by_default
+from bond_trainer.prompt_files import WITHHOLDING_KEYS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,9 +71,10 @@ def train(
     copy, in the type of the model's weights, and leaves the model as it is, also in memory. Changed
     weights are another model, which an `out_dir` with checkpoints refuses.
 
-    `prompts` are a JSON-lines file, texts,
-    message lists, or rows with `prompt` or `messages`; a tenth, by hash, is held out. `trainer` are
-    the keys of the configuration's section of that name. The same `out_dir` goes on where it was.
+    `prompts` are a JSON-lines file, texts, message lists, or rows with `prompt` or `messages`; rows
+    of an export that may not be learned from are left out, with a warning; a tenth, by hash, is
+    held out. `trainer` are the keys of the configuration's section of that name. The same `out_dir`
+    goes on where it was.
     `progress` shows a memory estimate and a bar; by default where standard output is a terminal or
     a notebook's cell.
 
@@ -196,10 +198,11 @@ def _row(prompt: Prompt, number: int) -> dict[str, Any]:
     if isinstance(prompt, Mapping):
         row = cast(Mapping[str, Any], prompt)
         content = row.get("messages", row.get("prompt"))
+        kept = {key: row[key] for key in WITHHOLDING_KEYS if key in row}
         if isinstance(content, str):
-            return {"prompt": content}
+            return {"prompt": content, **kept}
         if content is not None:
-            return {"messages": list(content)}
+            return {"messages": list(content), **kept}
     elif isinstance(prompt, Sequence):
         return {"messages": [dict(message) for message in prompt]}
     raise ConfigError(

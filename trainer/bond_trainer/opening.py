@@ -32,6 +32,7 @@ from bond_trainer.metrics_log import MetricsLog
 from bond_trainer.opened_rollouts import are_served, open_rollouts
 from bond_trainer.opened_scorers import open_scorer, open_scorers
 from bond_trainer.promotion import Proposer
+from bond_trainer.prompt_files import read_prompt_file
 from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
 from bond_trainer.publishing import Publisher
 from bond_trainer.suite import Suite, read_suite, suite_scorer
@@ -79,6 +80,8 @@ async def open_parts(
     version to build on was made for another base, and `StoreUnavailableError` if another trainer
     runs on the same store.
     """
+    if prompts_file is not None:
+        (await asyncio.to_thread(read_prompt_file, prompts_file)).say_left_out()
     # Batches come in many shapes, and oneDNN keeps a compiled kernel for each of the last 1024:
     # gigabytes, for a model of a few megabytes. It reads the variable at its first kernel.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")

@@ -81,6 +81,10 @@ class PromptPool:
             self._withdraw(decision.withdrawn)
         return decision.reason == "accepted"
 
+    def leave_out(self, counts: Mapping[str, int]) -> None:
+        """Count what a source holds and does not offer, by reason."""
+        self._counts.update(counts)
+
     def __len__(self) -> int:
         return len(self._entries)
 

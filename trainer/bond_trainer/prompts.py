@@ -1,19 +1,17 @@
 """Where training prompts come from: the log of served traffic, or a file."""
 
-import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol
 
 from bond_core.config import TrainerConfig
 from bond_core.engines.base import Engine
 from bond_core.errors import ConfigError
-from bond_core.holdout import Split, split_of
 from bond_core.store import Store
 from bond_core.store.records import CompletionRecord
-from bond_core.types import Message, Role
 from bond_trainer.curation import log_curator, plain_curator
+from bond_trainer.prompt_files import read_prompt_file
 from bond_trainer.prompt_pool import PromptPool, TrainingPrompt, named_prompts
 from bond_trainer.winners import disqualification
 
@@ -164,6 +162,7 @@ class FilePrompts:
         if not self._opened:
             for prompt in (await self._read()).values():
                 self._pool.offer(prompt)
+            self._pool.leave_out(read_prompt_file(self._path).left_out)
             self._opened = True
             if len(self._pool) < count:
                 raise ConfigError(
@@ -182,42 +181,12 @@ class FilePrompts:
             self._opened = True
 
     async def _read(self) -> dict[str, TrainingPrompt]:
-        conversations = read_prompts(self._path)
         return {
             f"{line}": TrainingPrompt(
                 f"{line}", messages, await self._engine.count_prompt_tokens(messages)
             )
-            for line, messages in enumerate(conversations, start=1)
+            for line, messages in read_prompt_file(self._path).by_line.items()
         }
-
-
-_ROLES = tuple(role for role in get_args(Role) if role != "prompt")
-"""Of turns: raw text, which stands for a whole conversation, is not trained for."""
-
-
-def read_prompts(path: Path) -> list[tuple[Message, ...]]:
-    """The conversations of a JSON-lines file, in order.
-
-    Each line is `{"prompt": "text"}` or `{"messages": [{"role", "content"}, …]}`; other keys are
-    ignored, since data sets carry more. Raises `ConfigError` naming the line that is neither.
-    """
-    try:
-        lines = path.read_text().split("\n")  # splitlines would also split at U+2028
-    except OSError as error:
-        raise ConfigError(f"cannot read prompts from {path}: {error.strerror or error}") from None
-    conversations = [
-        _parse(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not conversations:
-        raise ConfigError(f"{path} holds no prompts")
-    return conversations
-
-
-def prompts_of_split(path: Path, split: Split) -> list[tuple[Message, ...]]:
-    """The file's conversations that fall on one side of the held-out split."""
-    return [messages for messages in read_prompts(path) if split_of(messages) is split]
 
 
 def _of_record(record: CompletionRecord) -> TrainingPrompt:
@@ -227,31 +196,3 @@ def _of_record(record: CompletionRecord) -> TrainingPrompt:
     qualifies = drawn > 1 and disqualification(record, drawn, tokens, frozenset()) is None
     logged = tuple(candidate.completion for candidate in record.candidates) if qualifies else ()
     return TrainingPrompt(record.id, record.messages, tokens, logged)
-
-
-def _parse(line: str, where: str) -> tuple[Message, ...]:
-    expected = 'expected {"prompt": "text"} or {"messages": [{"role": …, "content": …}]}'
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not JSON ({error}); {expected}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: {expected}")
-    row = cast(dict[str, Any], value)
-    if isinstance(row.get("prompt"), str):
-        return (Message("user", row["prompt"]),)
-    messages = row.get("messages")
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ConfigError(f"{where}: {expected}")
-    return tuple(_message(item, where) for item in messages)
-
-
-def _message(item: object, where: str) -> Message:
-    if isinstance(item, dict):
-        values = cast(dict[str, Any], item)
-        role, content = values.get("role"), values.get("content")
-        if role in _ROLES and isinstance(content, str):
-            return Message(cast(Role, role), content)
-    raise ConfigError(
-        f"{where}: a message needs a role of {', '.join(_ROLES)} and a text as content"
-    )

@@ -7,11 +7,11 @@ from pathlib import Path
 from bond_core.config import BondConfig
 from bond_core.engines import build_engine
 from bond_core.errors import ConfigError
-from bond_core.holdout import Split
+from bond_core.holdout import Split, split_of
 from bond_core.types import REFERENCE_VERSION, Message
 from bond_trainer.draws import Draws, draw_scored
 from bond_trainer.opened_scorers import open_scorers
-from bond_trainer.prompts import prompts_of_split, read_prompts
+from bond_trainer.prompt_files import read_prompts
 
 
 async def sample_reference(
@@ -40,7 +40,8 @@ def report_prompts(config: BondConfig, file: Path | None, limit: int) -> list[tu
     A file whose report half is empty is taken whole. Raises `ConfigError` if there are none.
     """
     if file is not None:
-        return (prompts_of_split(file, Split.REPORT) or read_prompts(file))[:limit]
+        found = read_prompts(file)
+        return ([m for m in found if split_of(m) is Split.REPORT] or found)[:limit]
     configured = config.trainer.evaluation.report_prompts
     if configured is None:
         raise ConfigError(

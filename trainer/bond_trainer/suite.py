@@ -10,7 +10,7 @@ from bond_core.errors import ConfigError, ScoringError
 from bond_core.rewards.base import Scorer
 from bond_core.types import Message
 from bond_trainer.draws import FloatArray, Scorers, UnusablePromptsError, draw_scored
-from bond_trainer.prompts import read_prompts
+from bond_trainer.prompt_files import read_prompts
 from bond_trainer.reference_draws import reference_draws
 from bond_trainer.rollouts import derived_seed
 

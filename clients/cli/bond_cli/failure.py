@@ -1,8 +1,8 @@
 """How a command fails: one line on stderr and an exit code, never a traceback for a mistake.
 
-Exit codes: 2 for a wrong flag, variable or configuration file; 1 for everything else that a
-person can put right; 130 after Ctrl-C. Anything that is not foreseen here is a defect, and keeps
-its traceback.
+Exit codes: 2 for wrong usage, a wrong flag, variable or configuration file; 1 for everything else
+that a person can put right; 130 after Ctrl-C. Anything that is not foreseen here is a defect, and
+keeps its traceback.
 """
 
 import functools
@@ -40,20 +40,21 @@ def explains_failures(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except CommandError as error:
-            _end(str(error), error.exit_code)
+            end(str(error), error.exit_code)
         except BondClientError as error:
-            _end(str(error), FAILURE_EXIT)
+            end(str(error), FAILURE_EXIT)
         except ConfigError as error:
-            _end(error.message, CONFIG_EXIT)
+            end(error.message, CONFIG_EXIT)
         except BondError as error:
-            _end(error.message, FAILURE_EXIT)
+            end(error.message, FAILURE_EXIT)
         except KeyboardInterrupt:
             sys.exit(INTERRUPT_EXIT)
 
     return wrapped
 
 
-def _end(message: str, exit_code: int) -> NoReturn:
+def end(message: str, exit_code: int) -> NoReturn:
+    """End the process with the line that says why."""
     one_line = " ".join(message.split())
     sys.stderr.write(f"{ERROR_PREFIX}{one_line}\n")
     sys.exit(exit_code)

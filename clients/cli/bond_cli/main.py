@@ -18,9 +18,11 @@ from bond_cli.commands import (
     up,
     vllm,
 )
+from bond_cli.usage import OneLineUsage
 
 app = typer.Typer(
     name="bond",
+    cls=OneLineUsage,
     help="Serve a model by Best-of-N, distil it into one sample by BOND, and compare the two.",
     no_args_is_help=True,
     add_completion=False,

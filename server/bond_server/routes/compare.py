@@ -11,6 +11,7 @@ from bond_server.forms.comparison import comparison_view
 from bond_server.gateway import Gateway
 from bond_server.routes.answering import make_ask
 from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
+from bond_server.routes.once import KEY_HEADER
 from bond_server.schemas.completion import Comparison
 from bond_server.schemas.openai import ComparisonRequest
 from bond_server.services.ask import Ask, Target
@@ -24,6 +25,12 @@ async def compare(
     body: ComparisonRequest, request: Request, context: ContextDep, gateway: GatewayDep
 ) -> Response:
     """Answer one conversation by each arm asked for, at the same time."""
+    if request.headers.get(KEY_HEADER) is not None:
+        raise InvalidRequestError(
+            f"{KEY_HEADER} is not taken by compare, whose answers are one row per arm: send it "
+            "without, or ask each arm by its model id with a key of its own",
+            param="Idempotency-Key",
+        )
     models = gateway.models
     model = body.model or models.name
     if model != models.name:

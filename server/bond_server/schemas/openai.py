@@ -108,7 +108,8 @@ class SamplingBody(Body):
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_LENGTH)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=MAX_TOP_K)
+    top_k: int | None = Field(default=None, ge=-1, le=MAX_TOP_K)
+    """-1 is what vLLM calls 0: the whole vocabulary."""
     stop: Stops | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -152,7 +153,7 @@ class SamplingBody(Body):
             max_tokens=self.length_limit or standard.max_tokens,
             temperature=_given(self.temperature, standard.temperature),
             top_p=_given(self.top_p, standard.top_p),
-            top_k=_given(self.top_k, standard.top_k),
+            top_k=max(0, _given(self.top_k, standard.top_k)),
             presence_penalty=_given(self.presence_penalty, standard.presence_penalty),
             frequency_penalty=_given(self.frequency_penalty, standard.frequency_penalty),
             logit_bias=bias or standard.logit_bias,

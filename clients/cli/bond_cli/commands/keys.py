@@ -6,16 +6,14 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bond_cli.asking import API_KEY_VARIABLE
+from bond_cli.commands.keys_table import PIPE_WIDTH, json_line, key_row, keys_table
 from bond_cli.failure import CONFIG_EXIT, CommandError, explains_failures
 from bond_cli.target import ConfigFile, DataDir, config_of_data
 
@@ -40,25 +38,33 @@ class ScopeName(StrEnum):
     ADMIN = "admin"
 
 
-PerMinute = Annotated[int | None, typer.Option(min=1, max=_MOST, show_default=False)]
+# A bound in the help would take the width that the options' names need on 80 columns.
+PerMinute = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="None is no limit.", show_default=False)
+]
+Scopes = Annotated[
+    list[ScopeName] | None,
+    typer.Option(
+        metavar="SCOPE",
+        help="infer, read or admin; repeat for more.",
+        show_default="infer and read",
+    ),
+]
 
 
 @app.command("create")
 @explains_failures
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
-    scope: Annotated[
-        list[ScopeName] | None,
-        typer.Option(help="What it may do; repeat for more.", show_default="infer and read"),
-    ] = None,
+    scope: Scopes = None,
     expires_in: Annotated[
-        str | None, typer.Option(help="Such as 90d, 12h or 30m.", show_default="never")
+        str | None, typer.Option(metavar="TIME", help="Such as 90d or 12h.", show_default="never")
     ] = None,
     requests_per_minute: PerMinute = None,
     tokens_per_minute: PerMinute = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, max=_MOST, help="Requests at the same time.", show_default=False),
+        typer.Option(metavar="N", min=1, help="Requests at once.", show_default=False),
     ] = None,
     log_content: Annotated[
         bool | None,
@@ -80,6 +86,7 @@ def create(
     data_dir: DataDir = None,
 ) -> None:
     """Make a key. It goes to stdout, once; what it is goes to stderr."""
+    limits = _limits(requests_per_minute, tokens_per_minute, concurrency)
     expires_at = None if expires_in is None else time.time() + seconds_of(expires_in)
     names = scope or [ScopeName.INFER, ScopeName.READ]
 
@@ -90,12 +97,12 @@ def create(
             name,
             {Scope(value) for value in names},
             expires_at=expires_at,
-            limits=KeyLimits(requests_per_minute, tokens_per_minute, concurrency),
+            limits=KeyLimits(*limits),
             log_content=log_content,
             train=train,
         )
 
-    key, secret = _in_store(make, config, data_dir)
+    key, secret = _in_store(make, config, data_dir, may_make=True)
     sys.stderr.write(f"key {key.id} ({', '.join(sorted(key.scopes))}); it is shown this once:\n")
     sys.stderr.flush()
     typer.echo(secret)
@@ -105,10 +112,7 @@ def create(
 @explains_failures
 def adopt(
     name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
-    scope: Annotated[
-        list[ScopeName] | None,
-        typer.Option(help="What it may do; repeat for more.", show_default="infer and read"),
-    ] = None,
+    scope: Scopes = None,
     config: ConfigFile = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -126,7 +130,7 @@ def adopt(
 
         return await store.access.adopt(name, {Scope(value) for value in names}, secret)
 
-    key, is_new = _in_store(put, config, data_dir)
+    key, is_new = _in_store(put, config, data_dir, may_make=True)
     refused = key.why_refused(time.time())
     state = "is in the store now" if is_new else "was there before"
     state += f" and {refused}" if refused else ""
@@ -135,22 +139,29 @@ def adopt(
 
 @app.command("list")
 @explains_failures
-def list_keys(config: ConfigFile = None, data_dir: DataDir = None) -> None:
+def list_keys(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per line, for programs.")
+    ] = False,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+) -> None:
     """List every key that was made, revoked ones too, oldest first."""
 
     async def read(store: "Store") -> "list[ApiKey]":
         return await store.access.all()
 
     keys = _in_store(read, config, data_dir)
+    if as_json:
+        for key in keys:
+            typer.echo(json_line(key, time.time()))
+        return
     if not keys:
         typer.echo("there is no key: the gateway answers everyone who reaches it")
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for heading in ("key", "name", "scopes", "state", "created", "last used", "limits", "keeps"):
-        table.add_column(heading, overflow="fold")
-    for key in keys:
-        table.add_row(*_row(key, time.time()))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(
+        keys_table([key_row(key, time.time()) for key in keys])
+    )
 
 
 @app.command("revoke")
@@ -176,6 +187,15 @@ def revoke(
     typer.echo(f"key {key_id} is revoked")
 
 
+def _limits(*limits: int | None) -> tuple[int | None, ...]:
+    """The limits, in the order of `KeyLimits`, as far as its columns hold them."""
+    names = ("--requests-per-minute", "--tokens-per-minute", "--concurrency")
+    for name, limit in zip(names, limits, strict=True):
+        if limit is not None and limit > _MOST:
+            raise CommandError(f"{name} is at most {_MOST}; leave it out for no limit", CONFIG_EXIT)
+    return limits
+
+
 def seconds_of(text: str) -> int:
     """The seconds of a duration such as `90d`. Raises `CommandError` with exit code 2."""
     found = _DURATION.fullmatch(text)
@@ -187,7 +207,15 @@ def seconds_of(text: str) -> int:
     return int(found[1]) * _SECONDS[found[2]]
 
 
-def _in_store(work: "Callable[[Store], Awaitable[T]]", config: ConfigFile, data_dir: DataDir) -> T:
+def _in_store(
+    work: "Callable[[Store], Awaitable[T]]",
+    config: ConfigFile,
+    data_dir: DataDir,
+    *,
+    may_make: bool = False,
+) -> T:
+    """Run on the store's keys. `may_make` a database that is not there, for a first key before the
+    first start: where a configuration names its folder, or in a folder that exists."""
     if config is None and data_dir is None:
         raise CommandError(
             "whose keys? Name the gateway's configuration with --config, or its folder with "
@@ -198,42 +226,21 @@ def _in_store(work: "Callable[[Store], Awaitable[T]]", config: ConfigFile, data_
 
     async def run() -> T:
         from bond_core.store import open_store
+        from bond_core.store.copies import files_of, require_database
 
+        if not may_make or (config is None and data_dir is not None and not data_dir.is_dir()):
+            require_database(resolved.store_url)
+        made = [file for file in files_of(resolved.store_url)[:1] if not file.is_file()]
         store = await open_store(
             resolved.store_url,
             resolved.store.durability,
             commit_timeout_s=resolved.store.commit_timeout_s,
         )
+        for file in made:
+            sys.stderr.write(f"there was no database at {file}: made one\n")
         try:
             return await work(store)
         finally:
             await store.close()
 
     return asyncio.run(run())
-
-
-def _row(key: "ApiKey", now: float) -> list[str]:
-    limits = key.limits
-    shown = [
-        (limits.requests_per_minute, "requests/min"),
-        (limits.tokens_per_minute, "tokens/min"),
-        (limits.concurrency, "at once"),
-    ]
-    consent = [
-        ("" if key.log_content is None else ("content" if key.log_content else "no content")),
-        ("" if key.train is None else ("trains" if key.train else "never trains")),
-    ]
-    return [
-        key.id,
-        key.name,
-        ", ".join(sorted(key.scopes)),
-        key.why_refused(now) or (f"until {_day(key.expires_at)}" if key.expires_at else "valid"),
-        _day(key.created_at),
-        "never" if key.last_used_at is None else _day(key.last_used_at),
-        ", ".join(f"{number} {what}" for number, what in shown if number is not None) or "none",
-        ", ".join(part for part in consent if part) or "as deployed",
-    ]
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")

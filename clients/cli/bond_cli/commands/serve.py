@@ -8,6 +8,7 @@ from bond_cli.extras import needs
 from bond_cli.failure import CONFIG_EXIT, CommandError, explains_failures
 from bond_cli.lifeline import end_with_supervisor
 from bond_cli.logs import log_to_stderr
+from bond_cli.resolved import free_port
 from bond_cli.target import (
     BestOf,
     ConfigFile,
@@ -54,6 +55,7 @@ def serve(
             "--run` starts them), or use `bond up`, which does both",
             CONFIG_EXIT,
         )
+    free_port(resolved.server.host, resolved.server.port)  # told as `bond up` tells it
     with needs("server,local", "serve"):
         from bond_server import serve as run_gateway
         from bond_server.logs import configure

@@ -132,7 +132,6 @@ WORTH_A_RETRY: Mapping[str, bool] = {
     "version_unloaded": True,
     "adapter_refused": False,
     "deadline_exceeded": False,
-    "store_unavailable": False,
     INTERNAL_CODE: False,
     ANSWER_NOT_KEPT_CODE: False,
 }

@@ -131,7 +131,7 @@ def test_a_stream_is_put_together() -> None:
     answer = answers.StreamedAnswer(PARAMS)
     first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     assert answer.push(json.dumps(first | {"prompt_token_ids": [3, 4]})) is None
-    assert answer.push(chunk()) == TextDelta("a", num_tokens=1)
+    assert answer.push(chunk()) == TextDelta("a", None, (3, 4), num_tokens=1)
     assert not answer.finished
     last = chunk(delta={"content": "b"}, finish_reason="stop", token_ids=[6])
     assert answer.push(last) == TextDelta("b", num_tokens=2)

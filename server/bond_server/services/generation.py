@@ -13,6 +13,7 @@ from bond_core.errors import DeadlineError, EngineUnavailableError, InvalidReque
 from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
+from bond_server.access.meter import estimate
 from bond_server.metrics import Metrics
 from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer
@@ -241,7 +242,10 @@ class GenerationService:
                         prompt_token_ids=error.prompt_token_ids,
                         cut_tokens=error.cut_tokens,
                     )
-                    begun.ask.context.meter.spend(draft.total_tokens)
+                    # an engine that was cut before its first word has the prompt before it too
+                    unknown = not error.prompt_token_ids
+                    prompt_tokens = estimate(begun.ask.messages, 0, 1) if unknown else 0
+                    begun.ask.context.meter.spend(draft.total_tokens + prompt_tokens)
                 reason = f"{type(error).__name__}: {error}"
                 recording = self._recording.commit_failure(draft, started, reason)
                 # it is written even if the caller goes away meanwhile

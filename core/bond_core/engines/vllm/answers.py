@@ -73,6 +73,7 @@ class StreamedAnswer:
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
         self._parts = _Parts(params)
+        self._prompt_told = False
         self.prompt_token_ids: tuple[int, ...] = ()
 
     @property
@@ -95,8 +96,11 @@ class StreamedAnswer:
             raise unreadable(error) from error
         if not (fresh.text or fresh.tool_calls or fresh.reasoning or fresh.details):
             return None
+        told = () if self._prompt_told else self.prompt_token_ids
+        self._prompt_told = bool(self.prompt_token_ids)
         return TextDelta(
             fresh.text,
+            prompt_token_ids=told,
             details=tuple(fresh.details),
             tool_calls=tuple(fresh.tool_calls),
             reasoning=fresh.reasoning,

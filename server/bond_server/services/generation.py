@@ -126,7 +126,7 @@ class GenerationService:
                 async with self._policies.using(plan.version):
                     started = time.perf_counter()
                     work = Work(plan.version, ask.messages, ask.params, 1)
-                    deltas = stream_until(self._engine, work, self._until(begun))
+                    deltas = stream_until(self._engine, work, self.until(begun))
                     completed: TextDelta | None = None
                     told = self._metrics.streaming(plan.arm.value, ask.context.started)
                     async with contextlib.aclosing(deltas) as pieces:
@@ -141,6 +141,11 @@ class GenerationService:
                 generation = Generation(completed.prompt_token_ids, (completed.completion,))
                 drawn = Drawn(generation, (0,), generate_s)
             yield await self._finish(admitted, drawn, unranked(drawn, 1), follow_up=True)
+
+    def until(self, begun: Begun) -> float | None:
+        """The request's deadline by the loop's clock; None if it has none."""
+        remaining_s = self._remaining_s(begun)
+        return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
 
     @asynccontextmanager
     async def _admitted(self, begun: Begun) -> AsyncGenerator[Begun]:
@@ -216,11 +221,6 @@ class GenerationService:
         if deadline_s is None:
             return None
         return begun.ask.context.started + deadline_s - time.perf_counter()
-
-    def _until(self, begun: Begun) -> float | None:
-        """The request's deadline by the loop's clock; None if it has none."""
-        remaining_s = self._remaining_s(begun)
-        return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
 
     @asynccontextmanager
     async def _accounted(self, begun: Begun) -> AsyncGenerator[None]:

@@ -262,7 +262,7 @@ def test_an_answer_cut_for_repeating_itself_is_cut() -> None:
     ],
 )
 def test_a_stream_of_garbage_is_the_engines_fault(sent: list[str]) -> None:
-    alone, together = answers.StreamedAnswer(PARAMS), answers.StreamedChoices(PARAMS, Partial())
+    alone, together = answers.StreamedAnswer(PARAMS), answers.StreamedChoices(PARAMS, 1, Partial())
 
     def read_alone() -> None:
         for data in sent:
@@ -272,7 +272,7 @@ def test_a_stream_of_garbage_is_the_engines_fault(sent: list[str]) -> None:
     def read_together() -> None:
         for data in sent:
             together.push(data)
-        together.generation(1)
+        together.generation()
 
     for read in (read_alone, read_together):
         with pytest.raises(EngineUnavailableError, match="cannot be read"):
@@ -282,12 +282,17 @@ def test_a_stream_of_garbage_is_the_engines_fault(sent: list[str]) -> None:
 def test_one_choice_told_twice_is_not_two_draws() -> None:
     with pytest.raises(EngineUnavailableError, match="indices"):
         answers.generation({"choices": [choice(), choice()], "prompt_token_ids": [1]}, PARAMS, 2)
-    together = answers.StreamedChoices(PARAMS, Partial())
+
+
+@pytest.mark.parametrize("index", [-1, 2, 7])
+def test_a_choice_that_nobody_asked_for_is_no_candidate(index: int) -> None:
+    partial = Partial()
+    together = answers.StreamedChoices(PARAMS, 2, partial)
     together.push(json.dumps({"choices": [], "prompt_token_ids": [1]}))
-    for index in (0, 7):
+    together.push(chunk(index=0, finish_reason="stop"))
+    with pytest.raises(EngineUnavailableError, match=f"the index {index}"):
         together.push(chunk(index=index, finish_reason="stop"))
-    with pytest.raises(EngineUnavailableError, match="indices"):
-        together.generation(2)
+    assert list(partial.completions) == [0]
 
 
 HALF = "\ud83d"
@@ -355,7 +360,7 @@ def test_a_prompt_of_ids_that_are_none_is_the_engines_fault(prompt: list[Any]) -
     with pytest.raises(EngineUnavailableError, match="cannot be read"):
         answers.StreamedAnswer(PARAMS).push(data)
     with pytest.raises(EngineUnavailableError, match="cannot be read"):
-        answers.StreamedChoices(PARAMS, Partial()).push(data)
+        answers.StreamedChoices(PARAMS, 1, Partial()).push(data)
 
 
 def test_the_largest_id_and_the_least_logprob_of_vllm_are_read() -> None:

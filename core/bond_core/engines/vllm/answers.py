@@ -119,10 +119,11 @@ class StreamedAnswer:
 
 
 class StreamedChoices:
-    """Several choices of one streamed answer; each joins `partial` when it has ended."""
+    """The n choices of one streamed answer; each joins `partial` when it has ended."""
 
-    def __init__(self, params: SamplingParams, partial: Partial) -> None:
+    def __init__(self, params: SamplingParams, n: int, partial: Partial) -> None:
         self._params = params
+        self._n = n
         self._parts: dict[int, _Parts] = {}
         self._partial = partial
 
@@ -133,6 +134,8 @@ class StreamedChoices:
             self._partial.prompt_token_ids = prompt or self._partial.prompt_token_ids
             for choice in choices:
                 index = int(choice["index"])
+                if not 0 <= index < self._n:  # it would be a candidate when a deadline comes
+                    raise ValueError(f"a choice of {self._n} has the index {index}")
                 parts = self._parts.setdefault(index, _Parts(self._params))
                 parts.add(choice, choice.get("delta"))
                 self._partial.unfinished[index] = len(parts.token_ids)
@@ -143,17 +146,13 @@ class StreamedChoices:
         except _GARBAGE as error:
             raise unreadable(error) from error
 
-    def generation(self, n: int) -> Generation:
+    def generation(self) -> Generation:
         """All of them. Raises `EngineUnavailableError` if the stream ended before that."""
-        found = self._partial.completions
+        n, found = self._n, self._partial.completions
         if self._params.temperature < MIN_TEMPERATURE and 0 in found:
             found.update(dict.fromkeys(range(n), found[0]))
         if len(found) != n:
             raise EngineUnavailableError("the stream from vLLM broke off before its end")
-        try:
-            _refuse_other_indices(sorted(found))
-        except ValueError as error:
-            raise unreadable(error) from error
         completions = tuple(found[index] for index in range(n))
         return Generation(self._partial.prompt_token_ids, completions)
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from bond_core.config import BondConfig
 from bond_core.engines.fake import FakeEngine
 from bond_server.app import create_app
 from bond_server.gateway import Gateway
+from bond_server.http_protocol import HangingUpProtocol
 from bond_server.serving import claim_socket
 
 HI = [{"role": "user", "content": "where is my parcel?"}]
@@ -29,6 +30,8 @@ class Served:
     host: str
     port: int
     client: httpx.AsyncClient
+    connections: Collection[Any]
+    """Those that are open now."""
 
     @property
     def url(self) -> str:
@@ -62,7 +65,12 @@ async def serving(config: BondConfig) -> AsyncGenerator[Served]:
     """Serves a configuration on a free port until the block ends."""
     app = create_app(config)
     settings = uvicorn.Config(
-        app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        http=HangingUpProtocol,
     )
     server = _Server(settings)
     with claim_socket("127.0.0.1", 0) as listener:
@@ -74,7 +82,8 @@ async def serving(config: BondConfig) -> AsyncGenerator[Served]:
                 async with httpx.AsyncClient(
                     base_url=f"http://{host}:{port}", trust_env=False, timeout=30
                 ) as client:
-                    yield Served(app.state.gateway, host, port, client)
+                    connections = server.server_state.connections
+                    yield Served(app.state.gateway, host, port, client, connections)
             finally:
                 server.should_exit = True
                 await running

@@ -10,10 +10,11 @@
     ├── AdapterError                an adapter directory is incomplete, altered or does not fit
     │   └── ProbeError              loaded, but what is served is not this version
     ├── UnknownVersionError         the engine does not hold this version
-    ├── EngineUnavailableError      the engine cannot answer now
+    ├── QuotingError                its message quotes another program; `loggable` does not
+    │   ├── EngineUnavailableError  the engine cannot answer now
+    │   └── ScoringError            a scorer failed, or returned something that is not a score
+    │       └── ScorerUnavailableError  its server is away, refuses us or answers nonsense
     ├── DeadlineError               no answer had been drawn when the request's deadline came
-    ├── ScoringError                a scorer failed, or returned something that is not a score
-    │   └── ScorerUnavailableError  its server is away, refuses us or answers nonsense
     ├── PolicyStateError            a policy version may not change in this way
     ├── StoreUnavailableError       the store cannot commit now
     └── OverloadedError             too much to do; `retry_after_s` says when to come back
@@ -34,6 +35,22 @@ class BondError(Exception):
     def loggable(self) -> str:
         """The text for a log, which never holds what somebody wrote or was answered."""
         return self.message
+
+
+class QuotingError(BondError):
+    """The message quotes what another program said, which may quote a conversation.
+
+    `loggable` is the message without that.
+    """
+
+    def __init__(self, message: str, loggable: str | None = None) -> None:
+        super().__init__(message)
+        self._loggable = loggable
+
+    @property
+    def loggable(self) -> str:
+        """The text for a log."""
+        return self.message if self._loggable is None else self._loggable
 
 
 class InvalidRequestError(BondError):
@@ -91,8 +108,8 @@ class UnknownVersionError(BondError):
     """The engine does not hold this policy version."""
 
 
-class EngineUnavailableError(BondError):
-    """The engine cannot answer now."""
+class EngineUnavailableError(QuotingError):
+    """The engine cannot answer now; `loggable` is without what its server said."""
 
 
 class DeadlineError(BondError):
@@ -110,20 +127,9 @@ class DeadlineError(BondError):
         self.cut_tokens = cut_tokens
 
 
-class ScoringError(BondError):
-    """The scorer failed or returned something that is not a finite number.
-
-    `loggable` is the message without what the scorer itself said, which may quote a conversation.
-    """
-
-    def __init__(self, message: str, loggable: str | None = None) -> None:
-        super().__init__(message)
-        self._loggable = loggable
-
-    @property
-    def loggable(self) -> str:
-        """The text for a log."""
-        return self.message if self._loggable is None else self._loggable
+class ScoringError(QuotingError):
+    """The scorer failed or returned something that is not a finite number; `loggable` is without
+    what the scorer itself said."""
 
 
 class ScorerUnavailableError(ScoringError):

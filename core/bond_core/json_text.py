@@ -5,7 +5,8 @@ lets through: NaN, halves of surrogate pairs, and to write integers beyond 64 bi
 """
 
 import json
-from typing import Any
+import math
+from typing import Any, cast
 
 import orjson
 
@@ -34,9 +35,22 @@ def dump_json(value: Any) -> str:
         return orjson.dumps(value).decode()
     except TypeError:
         pass
+    value = _finite(value)
     text = _COMPACT.encode(value)
     try:
         text.encode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":"))
     return text
+
+
+def _finite(value: Any) -> Any:
+    """The value with None in place of every number that is not finite, as orjson writes it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        items = cast(dict[Any, Any], value).items()
+        return {_finite(key): _finite(item) for key, item in items}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in cast(list[Any], value)]
+    return value

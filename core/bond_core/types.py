@@ -169,6 +169,7 @@ class TextDelta:
     text: str
     completion: Completion | None = None
     prompt_token_ids: tuple[int, ...] = ()
+    """The prompt as the model saw it: in the first piece and in the last."""
     details: tuple[TokenDetail, ...] = ()
     """Of the tokens whose text this is, as far as they have come."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()

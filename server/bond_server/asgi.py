@@ -4,13 +4,12 @@ import asyncio
 import logging
 import re
 import time
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bond_core.config import AccessConfig
 from bond_server.access.bounded_body import BoundedBody
-from bond_server.access.rules import PATH_KEY
+from bond_server.access.rules import route_of
 from bond_server.context import CONTEXT_KEY, RequestContext
 from bond_server.errors import internal_error, shutting_down
 from bond_server.ids import uuid7
@@ -58,8 +57,7 @@ class RequestMiddleware:
                 raise
             await internal_error(context.request_id)(scope, receive, watch.send)
         finally:
-            route: Any = scope.get("route")
-            path = getattr(route, "path", None) or scope.get(PATH_KEY, "unmatched")
+            path = route_of(scope)
             code = str(watch.status or 499)
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.http_requests.labels(path, method, code).inc()

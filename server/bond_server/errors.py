@@ -36,6 +36,7 @@ from bond_server.access.failures import (
     LimitExceededError,
     MissingScopeError,
 )
+from bond_server.access.rules import route_of
 from bond_server.context import CONTEXT_KEY
 from bond_server.schemas.completion import ErrorAnswer, ErrorBody
 from bond_server.services.engine_fields import UNKNOWN_CODE
@@ -133,7 +134,6 @@ WORTH_A_RETRY: Mapping[str, bool] = {
     "version_unloaded": True,
     "adapter_refused": False,
     "deadline_exceeded": False,
-    "store_unavailable": False,
     INTERNAL_CODE: False,
     ANSWER_NOT_KEPT_CODE: False,
 }
@@ -238,7 +238,7 @@ def _told(scope: Scope, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
     coded = isinstance(error, InvalidRequestError | OverloadedError)
     code = error.code if coded and error.code else row.code
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        logger.error("%s %s: %s", scope["method"], scope["path"], error.loggable)
+        logger.error("%s %s: %s", scope["method"], route_of(scope), error.loggable)
     return ErrorBody(message=error.message, type=row.type, param=param, code=code), row.status
 
 

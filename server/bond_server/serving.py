@@ -16,6 +16,7 @@ from bond_core.config import BondConfig
 from bond_core.errors import ConfigError
 from bond_server.access.metrics_listener import metrics_listener
 from bond_server.app import create_app
+from bond_server.http_protocol import HangingUpProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ async def _serve(
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
+        http=HangingUpProtocol,
         timeout_graceful_shutdown=max(1, round(config.server.shutdown_grace_s)),
     )
     server = _Server(settings, announce)

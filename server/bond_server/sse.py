@@ -6,15 +6,22 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from bond_core.store.settlement import KeptAnswer
+from bond_server.http_protocol import hang_up
 
 logger = logging.getLogger(__name__)
 
 
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Proxies such as nginx would collect the events otherwise."""
+LATE_SEND_S = 5.0
+"""What a send may take at least, also when the deadline is over: its error is an event too."""
+
+
+class StalledError(Exception):
+    """The client reads nothing of what is sent."""
 
 
 async def transcript(events: AsyncGenerator[str], headers: Mapping[str, str]) -> KeptAnswer:
@@ -30,7 +37,8 @@ class EventStream(Response):
     answer with its status; `told` turns a later one into the data of a last event, without
     `[DONE]`. A client that goes away cancels the events within the same turn of the loop.
     After `keep_alive_s` silent seconds a comment is sent: proxies close connections that say
-    nothing.
+    nothing. A client that takes nothing for `send_timeout_s`, or until `until` (of the loop's
+    clock) if that is earlier, is hung up on, which ends the events as if it had gone away.
     """
 
     media_type = "text/event-stream"
@@ -41,12 +49,16 @@ class EventStream(Response):
         headers: Mapping[str, str],
         told: Callable[[Exception], str],
         keep_alive_s: float,
+        send_timeout_s: float,
+        until: float | None = None,
     ) -> None:
         super().__init__(headers={**headers, **UNBUFFERED})
         del self.headers["content-length"]
         self._events = events
         self._told = told
         self._keep_alive_s = keep_alive_s
+        self._send_timeout_s = send_timeout_s
+        self._until = until
         self._started = False
         self._spoken = False
 
@@ -56,9 +68,15 @@ class EventStream(Response):
         watching = asyncio.create_task(_disconnected(receive))
         keeping = asyncio.create_task(self._keep_alive(send))
         try:
-            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, watching, keeping}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
+            elif keeping.done():
+                keeping.result()
+        except StalledError:
+            logger.warning("a stream was ended: its client read nothing for too long")
+            sending.cancel()
+            await hang_up(scope, watching)
         finally:
             for task in (sending, watching, keeping):
                 task.cancel()
@@ -69,11 +87,13 @@ class EventStream(Response):
             async with contextlib.aclosing(self._events):
                 async for data in self._events:
                     await self._say(send, _event(data))
+        except StalledError:
+            raise
         except Exception as error:
             if not self._started:
                 raise
             await self._say(send, _event(self._told(error)))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:
         while True:
@@ -86,14 +106,31 @@ class EventStream(Response):
         self._spoken = True
         if not self._started:
             self._started = True
-            await send(
+            await self._send(
+                send,
                 {
                     "type": "http.response.start",
                     "status": self.status_code,
                     "headers": self.raw_headers,
-                }
+                },
             )
-        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        body = text.encode()
+        await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _send(self, send: Send, message: Message) -> None:
+        """Send, which waits until the client has read of what was sent before."""
+        within_s = self._send_timeout_s
+        if self._until is not None:
+            left_s = self._until - asyncio.get_running_loop().time()
+            within_s = min(within_s, max(left_s, LATE_SEND_S))
+        limit = asyncio.timeout(within_s)
+        try:
+            async with limit:
+                await send(message)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise StalledError from None
 
 
 def _event(data: str) -> str:

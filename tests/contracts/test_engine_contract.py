@@ -177,6 +177,15 @@ async def test_a_stream_is_the_completion_in_pieces(engine: Engine) -> None:
     assert last.finish_reason == completion.finish_reason
 
 
+async def test_the_first_piece_and_the_last_tell_the_prompts_tokens(engine: Engine) -> None:
+    whole = await engine.generate("v0000", PROMPT, SEEDED)
+    pieces = [delta async for delta in engine.stream("v0000", PROMPT, SEEDED)]
+    assert len(pieces) > 2
+    for piece in (pieces[0], pieces[-1]):
+        assert piece.prompt_token_ids == whole.prompt_token_ids
+    assert not any(piece.prompt_token_ids for piece in pieces[1:-1])  # it may be long
+
+
 async def test_a_stream_never_shows_a_stop_string(engine: Engine) -> None:
     whole = (await engine.generate("v0000", PROMPT, SEEDED)).completions[0]
     middle = len(whole.text) // 2

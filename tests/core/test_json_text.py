@@ -1,6 +1,7 @@
 """JSON in both directions: as the standard library has it, and faster."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -26,6 +27,17 @@ def test_what_is_dumped_is_what_the_standard_library_loads(value: Any) -> None:
         assert load_json(text) == load_json(text.encode()) == json.loads(text)
     assert ", " not in text
     text.encode()  # has a form in UTF-8, whatever is in it
+
+
+@pytest.mark.parametrize("beside", [None, 2**70, "\ud800", {1: (2,)}])
+def test_a_number_that_is_not_finite_is_null_whatever_is_beside_it(beside: Any) -> None:
+    value = {"a": [math.nan, (math.inf, 0.5)], "b": {"c": -math.inf}, "beside": beside}
+    text = dump_json(value)
+    assert json.loads(text) == {
+        "a": [None, [None, 0.5]],
+        "b": {"c": None},
+        "beside": json.loads(json.dumps(beside)),
+    }
 
 
 def test_integers_beyond_64_bits_are_read_as_floats() -> None:

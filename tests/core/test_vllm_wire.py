@@ -131,7 +131,7 @@ def test_a_stream_is_put_together() -> None:
     answer = answers.StreamedAnswer(PARAMS)
     first = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     assert answer.push(json.dumps(first | {"prompt_token_ids": [3, 4]})) is None
-    assert answer.push(chunk()) == TextDelta("a", num_tokens=1)
+    assert answer.push(chunk()) == TextDelta("a", None, (3, 4), num_tokens=1)
     assert not answer.finished
     last = chunk(delta={"content": "b"}, finish_reason="stop", token_ids=[6])
     assert answer.push(last) == TextDelta("b", num_tokens=2)
@@ -262,7 +262,7 @@ def test_an_answer_cut_for_repeating_itself_is_cut() -> None:
     ],
 )
 def test_a_stream_of_garbage_is_the_engines_fault(sent: list[str]) -> None:
-    alone, together = answers.StreamedAnswer(PARAMS), answers.StreamedChoices(PARAMS, Partial())
+    alone, together = answers.StreamedAnswer(PARAMS), answers.StreamedChoices(PARAMS, 1, Partial())
 
     def read_alone() -> None:
         for data in sent:
@@ -272,7 +272,7 @@ def test_a_stream_of_garbage_is_the_engines_fault(sent: list[str]) -> None:
     def read_together() -> None:
         for data in sent:
             together.push(data)
-        together.generation(1)
+        together.generation()
 
     for read in (read_alone, read_together):
         with pytest.raises(EngineUnavailableError, match="cannot be read"):
@@ -282,9 +282,98 @@ def test_a_stream_of_garbage_is_the_engines_fault(sent: list[str]) -> None:
 def test_one_choice_told_twice_is_not_two_draws() -> None:
     with pytest.raises(EngineUnavailableError, match="indices"):
         answers.generation({"choices": [choice(), choice()], "prompt_token_ids": [1]}, PARAMS, 2)
-    together = answers.StreamedChoices(PARAMS, Partial())
+
+
+@pytest.mark.parametrize("index", [-1, 2, 7])
+def test_a_choice_that_nobody_asked_for_is_no_candidate(index: int) -> None:
+    partial = Partial()
+    together = answers.StreamedChoices(PARAMS, 2, partial)
     together.push(json.dumps({"choices": [], "prompt_token_ids": [1]}))
-    for index in (0, 7):
+    together.push(chunk(index=0, finish_reason="stop"))
+    with pytest.raises(EngineUnavailableError, match=f"the index {index}"):
         together.push(chunk(index=index, finish_reason="stop"))
-    with pytest.raises(EngineUnavailableError, match="indices"):
-        together.generation(2)
+    assert list(partial.completions) == [0]
+
+
+HALF = "\ud83d"
+"""Half a surrogate pair, which JSON can say and UTF-8 cannot."""
+
+
+def call(**function: str) -> dict[str, Any]:
+    return {"content": None, "tool_calls": [{"index": 0, "id": "c", "function": function}]}
+
+
+def entries(**changes: Any) -> dict[str, Any]:
+    one = {"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "b", "logprob": -1.0}]}
+    return {"content": [{**one, **changes}]}
+
+
+UNTELLABLE: dict[str, dict[str, Any]] = {
+    "a negative id": {"token_ids": [-1]},
+    "an id of 33 bits": {"token_ids": [2**32]},
+    "an id of 65 bits": {"token_ids": [2**64]},
+    "an id that is none": {"token_ids": [5.5]},
+    "half a pair in the text": {"said": {"content": HALF}},
+    "half a pair in a tool's name": {"said": call(name=HALF, arguments="{}")},
+    "half a pair in arguments": {"said": call(name="f", arguments=HALF)},
+    "a call that is words": {"said": {"tool_calls": ["words"]}},
+    "calls that are an object": {"said": {"tool_calls": {"a": 1}}},
+    "a call whose index is words": {"said": {"tool_calls": [{"index": "first"}]}},
+    "half a pair in a token": {"logprobs": entries(token=HALF)},
+    "half a pair in an alternative": {
+        "logprobs": entries(top_logprobs=[{"token": HALF, "logprob": -1.0}])
+    },
+    "an infinite alternative": {
+        "logprobs": entries(top_logprobs=[{"token": "b", "logprob": -math.inf}])
+    },
+    "a number that is none": {"logprobs": entries(logprob=math.nan)},
+    "a reason that is a list": {"finish_reason": ["stop"]},
+    "another choice": {"index": 1},
+}
+"""What no row can keep, or no client be told."""
+TELLING = SamplingParams(max_tokens=9, top_logprobs=1)
+
+
+def garbage(case: str, turn: str, **more: Any) -> dict[str, Any]:
+    changes = dict(UNTELLABLE[case])
+    said = changes.pop("said", {"content": "a"})
+    whole = {"token_ids": [5], "logprobs": entries(), "finish_reason": "stop", **changes}
+    return {"prompt_token_ids": [1], "choices": [{"index": 0, turn: said, **whole}], **more}
+
+
+@pytest.mark.parametrize("case", UNTELLABLE)
+def test_what_cannot_be_kept_or_told_is_the_engines_fault(case: str) -> None:
+    with pytest.raises(EngineUnavailableError, match="cannot be read"):
+        answers.generation(garbage(case, "message"), TELLING, 1)
+    answer, told = answers.StreamedAnswer(TELLING), []
+    with pytest.raises(EngineUnavailableError, match="cannot be read"):  # noqa: PT012
+        told.append(answer.push(json.dumps(garbage(case, "delta"))))
+        answer.completion()
+    assert not told or case == "a reason that is a list"  # nothing of it has gone out
+
+
+@pytest.mark.parametrize("prompt", [[-1], [2**32], ["words"]])
+def test_a_prompt_of_ids_that_are_none_is_the_engines_fault(prompt: list[Any]) -> None:
+    with pytest.raises(EngineUnavailableError, match="cannot be read"):
+        answers.generation({"choices": [choice()], "prompt_token_ids": prompt}, PARAMS, 1)
+    data = json.dumps({"choices": [], "prompt_token_ids": prompt})
+    with pytest.raises(EngineUnavailableError, match="cannot be read"):
+        answers.StreamedAnswer(PARAMS).push(data)
+    with pytest.raises(EngineUnavailableError, match="cannot be read"):
+        answers.StreamedChoices(PARAMS, 1, Partial()).push(data)
+
+
+def test_the_largest_id_and_the_least_logprob_of_vllm_are_read() -> None:
+    last = {"token": "b", "logprob": -9999.0}
+    one = choice(token_ids=[2**32 - 1], logprobs=entries(top_logprobs=[last]))
+    answer = {"choices": [one], "prompt_token_ids": [0, 2**32 - 1]}
+    found = answers.generation(answer, TELLING, 1)
+    assert found.prompt_token_ids == (0, 2**32 - 1)
+    assert found.completions[0].token_ids == (2**32 - 1,)
+    assert found.completions[0].details[0].top[0].logprob == -9999.0
+
+
+def test_two_choices_in_one_chunk_are_not_one_answer() -> None:
+    both = [json.loads(chunk(index=i))["choices"][0] for i in (0, 1)]
+    with pytest.raises(EngineUnavailableError, match="another one"):
+        answers.StreamedAnswer(PARAMS).push(json.dumps({"choices": both}))

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from running_gateway import MODEL, MakeConfig, Run, Running, row_id
+from api_keys import bearer, make_key
+from running_gateway import MODEL, MakeConfig, Run, Running, row_id, settled
 from served_gateway import HI, Serve, told
 from stored import all_rows
 
@@ -15,6 +16,7 @@ from bond_core.engines.base import Partial
 from bond_core.engines.fake import FakeEngine
 from bond_core.engines.fake_language import END_TOKEN
 from bond_core.errors import DeadlineError, EngineUnavailableError
+from bond_core.store import KeyLimits
 from bond_core.types import Completion, Conversation, Generation, Message, SamplingParams, TextDelta
 from bond_server.services.best_of_n import SCORING_FAILED, select
 from bond_server.services.drawing import DEADLINE, Drawn, Work, draw_all, draw_until, stream_until
@@ -98,6 +100,7 @@ async def test_a_stream_tells_the_tokens_until_its_deadline_and_frees_its_row() 
     with pytest.raises(DeadlineError) as late:
         await read_all()
     assert late.value.cut_tokens == last > 0
+    assert len(late.value.prompt_token_ids) == await engine.count_prompt_tokens(PROMPT)
     assert f"after {last} tokens" in late.value.message
     assert engine.in_progress == 0
 
@@ -198,3 +201,40 @@ async def _same_everywhere(running: Running, answer: dict[str, Any]) -> None:
     assert stored["usage"] == usage
     told = running.metric("bond_generation_tokens_total", arm="bon")
     assert told == usage["completion_tokens"]
+
+
+@pytest.mark.parametrize("delay_s", [30.0, 60_000.0], ids=["after some tokens", "before any"])
+async def test_a_streamed_sample_that_is_cut_off_is_paid_for_with_its_prompt(
+    run: Run, make_config: MakeConfig, delay_s: float
+) -> None:
+    async with run(make_config(engine=fake(delay_s=delay_s))) as running:
+        limiter: Any = running.gateway.gatekeeper.limiter
+        limiter._clock_us = lambda: 1_000_000
+        limits = KeyLimits(tokens_per_minute=10_000)
+        _, secret = await make_key(running, ["infer"], limits=limits)
+
+        async def ask(words: str, **body: Any) -> Any:
+            body["messages"] = [{"role": "user", "content": words}]
+            return await running.client.post("/v1/distilled", json=body, headers=bearer(secret))
+
+        words = "word " * 300
+        bias = {str(token): value for token, value in NO_END.items()}
+        late = {"max_tokens": 400, "logit_bias": bias, "bond": {"deadline_ms": 1000}}
+        cut = await ask(words, **late, stream=True)
+        assert "deadline_exceeded" in cut.text
+        assert ("choices" in cut.text) is (delay_s < 60)
+        await settled(running)
+        [row] = [r for r in await all_rows(running.gateway.store) if r.status == "failed"]
+        engine: Any = running.gateway.engine
+        engine._delay_s = 0.0
+        after = await ask("hi", max_tokens=5)
+        left = int(after.headers["x-ratelimit-remaining-tokens"])
+        charged = 10_000 - left - after.json()["usage"]["total_tokens"]
+        if delay_s < 60:
+            prompt = await engine.count_prompt_tokens([Message("user", words)])
+            assert len(row.prompt_token_ids) == prompt
+            assert charged == row.total_tokens == prompt + row.cut_tokens
+            assert row.cut_tokens > 0
+        else:
+            assert row.prompt_token_ids == ()  # the engine had told nothing: by the estimate
+            assert charged == len(words) / 4

@@ -8,11 +8,18 @@ from running_gateway import MakeConfig, Run
 
 import bond_core.errors
 from bond_core.engines.fake import FakeEngine
-from bond_core.errors import BondError, ConfigError, ModelLoadError, PolicyStateError
+from bond_core.errors import (
+    BondError,
+    ConfigError,
+    ModelLoadError,
+    PolicyStateError,
+    QuotingError,
+)
 from bond_server.errors import ERROR_TABLE
 
-UNMAPPED = {ConfigError, ModelLoadError, PolicyStateError}
-"""Only met while starting or in the controller; a request that met one would be a defect."""
+UNMAPPED = {ConfigError, ModelLoadError, PolicyStateError, QuotingError}
+"""Only met while starting or in the controller, or never itself; a request that met one would be a
+defect."""
 
 
 def test_every_error_has_a_row_that_comes_before_its_parents() -> None:

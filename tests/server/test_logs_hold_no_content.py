@@ -1,10 +1,13 @@
 """What people write and what they are answered is in no text log, at any level."""
 
+import json
 import logging
+import sqlite3
 from typing import Any
 
 import pytest
 from disconnecting import disconnecting_post
+from faulty_vllm_server import MODEL, running_vllm, says
 from running_gateway import MakeConfig, Run, Running, scorer, settled
 
 from bond_core.engines.fake import FakeEngine
@@ -100,3 +103,70 @@ async def test_no_log_record_at_any_level_has_a_word_of_a_row(
         assert MARK not in text, text
         for answer in said:
             assert answer not in text, text
+
+
+def answered(**changes: Any) -> str:
+    """An answer of vLLM's, with something else in it."""
+    one = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop", "token_ids": [5]}
+    logprobs = {"content": [{"token": "a", "logprob": -0.5}]}
+    choice = {**one, "logprobs": logprobs, **changes}
+    return json.dumps({"prompt_token_ids": [1], "choices": [choice]})
+
+
+def event(data: str) -> str:
+    return f"data: {data}\n\n"
+
+
+FAULTS: dict[str, tuple[str, int]] = {
+    "a reason of words": (answered(finish_reason=MARK), 200),
+    "tokens of words": (answered(token_ids=[MARK]), 200),
+    "numbers of words": (answered(logprobs={"content": [{"token": MARK, "logprob": MARK}]}), 200),
+    "half a pair": (answered(message={"content": MARK + "\ud83d"}), 200),
+    "a page": (f"<p>{MARK}</p>", 200),
+    "a failure that quotes": (json.dumps({"error": {"message": f"cannot read {MARK}"}}), 500),
+    "a busy server that quotes": (json.dumps({"error": {"message": f"wait with {MARK}"}}), 429),
+    "an error in the stream": (event(json.dumps({"error": {"message": MARK}})), 200),
+    "an error without a message": (event(json.dumps({"error": {}, "choices": [MARK]})), 200),
+    "a chunk of words": (event(json.dumps({"choices": MARK})), 200),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_what_vllm_says_instead_of_an_answer_is_in_no_log(
+    run: Run, make_config: MakeConfig, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    caplog.set_level(1)
+    text, status = FAULTS[fault]
+    async with running_vllm() as server:
+        engine = {"type": "vllm", "urls": [server.url], "breaker_failures": 1}
+        async with run(make_config(engine=engine, model={"name": MODEL})) as running:
+            server.fault = says(text, status)
+            stream = text.startswith("data:")
+            body = {"model": f"{MODEL}:reference", "messages": WORDS, "stream": stream}
+            answer = await running.post("/v1/chat/completions", **body)
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "engine_unavailable"
+            await settled(running)
+    ours = [told(record) for record in caplog.records if record.name.startswith("bond")]
+    assert any("POST /v1/chat/completions: " in text for text in ours)
+    for text in ours:
+        assert MARK not in text, text
+
+
+async def test_a_user_whose_rows_cannot_be_deleted_is_not_named(
+    run: Run, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(1)
+    config = make_config(store={"commit_timeout_s": 0.2}, server={"policy_poll_s": 60})
+    async with run(config) as running:
+        other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            answer = await running.client.delete(f"/v1/users/{MARK}/completions")
+        finally:
+            other.execute("ROLLBACK")
+            other.close()
+        assert answer.status_code == 503
+    ours = [told(record) for record in caplog.records if record.name.startswith("bond")]
+    assert any("DELETE /v1/users/{user:path}/completions: " in text for text in ours)
+    assert not any(MARK in text for text in ours)

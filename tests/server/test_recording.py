@@ -10,7 +10,7 @@ from running_gateway import MakeConfig, Run, Running, row_id, settled
 
 from bond_core.config import BondConfig
 from bond_core.errors import EngineUnavailableError
-from bond_core.types import Arm
+from bond_core.types import Arm, Completion, Generation
 
 
 def lock(config: BondConfig) -> sqlite3.Connection:
@@ -53,6 +53,20 @@ async def test_a_store_that_cannot_commit_is_a_503_and_no_answer(
         other.execute("ROLLBACK")
         other.close()
         assert (await running.post("/v1/best-of-n")).status_code == 200
+
+
+async def test_an_answer_that_no_row_can_keep_is_counted_as_failed(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+
+        async def generate(*_: object) -> Generation:
+            return Generation((1,), (Completion("a", (2**40,), (-0.5,), "stop"),))
+
+        running.gateway.engine.generate = generate  # type: ignore[method-assign]
+        assert (await running.post("/v1/distilled")).status_code == 500
+        assert running.metric("bond_requests_total", arm="distilled", status="failed") == 1
+        assert running.metric("bond_requests_total", arm="distilled", status="ok") == 0
 
 
 async def test_an_engine_failure_is_a_503_and_a_failed_row_of_its_arm(

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
-from running_gateway import MODEL, MakeConfig, Run
+from running_gateway import MODEL, MakeConfig, Run, eventually
 from served_gateway import HI, Serve
 
 from bond_core.errors import EngineUnavailableError, UnknownVersionError
@@ -68,27 +68,45 @@ async def test_the_package_does_not_draw_again_what_met_its_deadline(
         assert served.metric("bond_assignments_total", arm="bon") == 1
 
 
-async def test_the_package_does_not_pay_twice_for_an_answer_that_was_not_committed(
+async def test_the_package_draws_again_what_was_not_committed(
     serve: Serve, make_config: MakeConfig
 ) -> None:
     config = make_config(store={"commit_timeout_s": 0.2})
     async with serve(config) as served:
         other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        try:
-            async with AsyncOpenAI(
-                api_key="none", base_url=f"{served.url}/v1", max_retries=2
-            ) as sdk:
-                with pytest.raises(openai.APIStatusError) as told:
-                    await sdk.chat.completions.create(
-                        model=f"{MODEL}:bon",
-                        messages=[{"role": "user", "content": HI[0]["content"]}],
-                    )
-        finally:
-            other.execute("ROLLBACK")
-            other.close()
-        assert told.value.status_code == 503
-        assert served.metric("bond_assignments_total", arm="bon") == 1
+
+        async def until_the_first_attempt_has_failed() -> None:
+            async def failed() -> bool:
+                return served.metric("bond_requests_total", arm="bon", status="failed") == 1
+
+            try:
+                await eventually(failed)
+            finally:
+                other.execute("ROLLBACK")
+                other.close()
+
+        coming_back = asyncio.create_task(until_the_first_attempt_has_failed())
+        async with AsyncOpenAI(api_key="none", base_url=f"{served.url}/v1", max_retries=5) as sdk:
+            answer = await sdk.chat.completions.create(
+                model=f"{MODEL}:bon",
+                messages=[{"role": "user", "content": HI[0]["content"]}],
+            )
+        await coming_back
+        assert answer.choices[0].message.content
+        assert served.metric("bond_assignments_total", arm="bon") >= 2
+        assert served.metric("bond_requests_total", arm="bon", status="ok") == 1
+
+
+async def test_a_row_that_is_not_committed_leaves_the_retry_to_the_status(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config(store={"commit_timeout_s": 5})) as running:
+        refuse = "CREATE TRIGGER r BEFORE INSERT ON contents BEGIN SELECT RAISE(ABORT, 'no'); END"
+        await running.gateway.store.database.write(lambda c: c.exec_driver_sql(refuse).close())
+        away = await running.post("/v1/best-of-n")
+        assert (away.status_code, away.json()["error"]["code"]) == (503, "store_unavailable")
+        assert "x-should-retry" not in away.headers
 
 
 async def test_the_package_comes_back_where_the_queue_was_full(

@@ -91,6 +91,8 @@ class ServerConfig(Section):
     """How long running requests may take to end after SIGTERM."""
     keep_alive_s: float = Field(default=5.0, gt=0)
     """Silence of a stream after which a comment is sent, so that no proxy closes it."""
+    send_timeout_s: float = Field(default=60.0, gt=0)
+    """How long a client may read nothing of its stream before it is hung up on."""
 
 
 class StoreConfig(Section):

@@ -115,7 +115,10 @@ class Engine(TokenScorer, Protocol):
     def stream(
         self, version: str, prompt: Conversation, params: SamplingParams
     ) -> AsyncIterator[TextDelta]:
-        """Draw one completion, piece by piece. Closing the iterator frees its row."""
+        """Draw one completion, piece by piece. Closing the iterator frees its row.
+
+        The first piece tells the prompt's tokens, for whoever gives up before the last one.
+        """
         ...
 
     async def count_prompt_tokens(self, prompt: Conversation) -> int:

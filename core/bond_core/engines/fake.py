@@ -145,6 +145,7 @@ class FakeEngine:
             text = IncrementalText(self._tokenizer, params.stop)
             pause_s = self._delay_s / len(completion.token_ids)
             waiting: list[TokenDetail] = []
+            told = prompt_token_ids  # by the first piece
             for position, token_id in enumerate(completion.token_ids):
                 if pause_s:
                     await self._work(pause_s)
@@ -152,8 +153,9 @@ class FakeEngine:
                 if completion.tool_calls or token_id == END_TOKEN:
                     continue
                 if piece := text.push(token_id):
-                    yield TextDelta(piece, details=tuple(waiting), num_tokens=position + 1)
+                    yield TextDelta(piece, None, told, tuple(waiting), num_tokens=position + 1)
                     waiting.clear()
+                    told = ()
             rest = "" if completion.tool_calls else text.finish()
             yield TextDelta(
                 rest,

@@ -3,9 +3,9 @@
 What an answer may cost at most is reserved before anything is drawn: the prompt, estimated at four
 bytes per token, and N times `max_tokens` for Best-of-N. What it did cost, the prompt once and every
 candidate, is settled when the answer is there; what a deadline cut off counts as far as it was
-drawn. A request that otherwise fails or is refused costs nothing;
-one that the client breaks off costs what was reserved, or drawing would be free for whoever hangs
-up in time.
+drawn, and the prompt by its estimate if nothing was told of it. A request that otherwise fails or
+is refused costs nothing; one that the client breaks off costs what was reserved, or drawing would
+be free for whoever hangs up in time.
 """
 
 import logging

@@ -1,6 +1,8 @@
 """Which scope each route needs: the one table, and closed where it says nothing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.routing import compile_path
 
@@ -52,6 +54,11 @@ RULES: dict[tuple[str, str], frozenset[Scope]] = {
 
 PATH_KEY = "bond.path"
 """Where the scope of a request that is not let in has the path of its route, for the metrics."""
+
+
+def route_of(scope: Mapping[str, Any]) -> str:
+    """The path of a request's route as it declares it: whom or what is asked for is not in it."""
+    return getattr(scope.get("route"), "path", None) or scope.get(PATH_KEY, "unmatched")
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,8 @@ def _stream(
         plan_headers(begun),
         partial(error_event, request),
         gateway.config.server.keep_alive_s,
+        gateway.config.server.send_timeout_s,
+        gateway.generation.until(begun) if begun.plan.streams else None,
     )
 
 

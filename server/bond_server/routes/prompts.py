@@ -43,8 +43,8 @@ async def respond_to_each(
     told = partial(_events, body, gateway, begun)
     if body.stream:
         headers = {**headers_of(begun), "x-bond-stream": "buffered"}
-        every_s = gateway.config.server.keep_alive_s
-        return EventStream(told(), headers, partial(error_event, request), every_s)
+        pace = gateway.config.server.keep_alive_s, gateway.config.server.send_timeout_s
+        return EventStream(told(), headers, partial(error_event, request), *pace)
     answers = await until_disconnect(request, _all(gateway, begun))
     if answers is None:
         return Response(status_code=CLIENT_CLOSED)

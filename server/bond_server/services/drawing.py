@@ -88,6 +88,7 @@ async def stream_until(
             async for piece in pieces:
                 yield piece
             return
+        prompt_token_ids: tuple[int, ...] = ()
         num_tokens = 0
         while True:
             # not around the yield: the time that a reader takes is not the engine's
@@ -100,7 +101,8 @@ async def stream_until(
             except TimeoutError as error:
                 if not limit.expired():
                     raise _timed_out(error) from error
-                raise _too_late(1, (), num_tokens) from None
+                raise _too_late(1, prompt_token_ids, num_tokens) from None
+            prompt_token_ids = piece.prompt_token_ids or prompt_token_ids
             num_tokens = piece.num_tokens
             yield piece
 

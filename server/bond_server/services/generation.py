@@ -13,6 +13,7 @@ from bond_core.errors import DeadlineError, EngineUnavailableError, InvalidReque
 from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
+from bond_server.access.meter import estimate
 from bond_server.metrics import Metrics
 from bond_server.services.admission import Admission
 from bond_server.services.after_answer import AfterAnswer
@@ -125,7 +126,7 @@ class GenerationService:
                 async with self._policies.using(plan.version):
                     started = time.perf_counter()
                     work = Work(plan.version, ask.messages, ask.params, 1)
-                    deltas = stream_until(self._engine, work, self._until(begun))
+                    deltas = stream_until(self._engine, work, self.until(begun))
                     completed: TextDelta | None = None
                     told = self._metrics.streaming(plan.arm.value, ask.context.started)
                     async with contextlib.aclosing(deltas) as pieces:
@@ -140,6 +141,11 @@ class GenerationService:
                 generation = Generation(completed.prompt_token_ids, (completed.completion,))
                 drawn = Drawn(generation, (0,), generate_s)
             yield await self._finish(admitted, drawn, unranked(drawn, 1), follow_up=True)
+
+    def until(self, begun: Begun) -> float | None:
+        """The request's deadline by the loop's clock; None if it has none."""
+        remaining_s = self._remaining_s(begun)
+        return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
 
     @asynccontextmanager
     async def _admitted(self, begun: Begun) -> AsyncGenerator[Begun]:
@@ -216,11 +222,6 @@ class GenerationService:
             return None
         return begun.ask.context.started + deadline_s - time.perf_counter()
 
-    def _until(self, begun: Begun) -> float | None:
-        """The request's deadline by the loop's clock; None if it has none."""
-        remaining_s = self._remaining_s(begun)
-        return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
-
     @asynccontextmanager
     async def _accounted(self, begun: Begun) -> AsyncGenerator[None]:
         """Failures and cancellations are rows of their arm too; the caller's mistakes are not."""
@@ -241,7 +242,10 @@ class GenerationService:
                         prompt_token_ids=error.prompt_token_ids,
                         cut_tokens=error.cut_tokens,
                     )
-                    begun.ask.context.meter.spend(draft.total_tokens)
+                    # an engine that was cut before its first word has the prompt before it too
+                    unknown = not error.prompt_token_ids
+                    prompt_tokens = estimate(begun.ask.messages, 0, 1) if unknown else 0
+                    begun.ask.context.meter.spend(draft.total_tokens + prompt_tokens)
                 reason = f"{type(error).__name__}: {error}"
                 recording = self._recording.commit_failure(draft, started, reason)
                 # it is written even if the caller goes away meanwhile

@@ -73,12 +73,12 @@ class Recording:
 
         Raises `StoreUnavailableError`.
         """
-        row = await self._kept(record)
-        if settlement is not None and (row.redacted or not row.messages):
-            settlement = settlement.without_answer()
         try:
+            row = await self._kept(record)
+            if settlement is not None and (row.redacted or not row.messages):
+                settlement = settlement.without_answer()
             await self._completions.record(row, settlement)
-        except StoreUnavailableError:
+        except Exception:  # a defect of ours is no answer either
             self._metrics.requests.labels(record.arm.value, "failed").inc()
             raise
         self._metrics.log_rows.labels(record.arm.value, record.status).inc()

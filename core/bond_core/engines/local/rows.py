@@ -69,6 +69,8 @@ class Row:
     details: list[TokenDetail] = field(default_factory=list[TokenDetail])
     shown: int = 0
     """Details that have gone out with pieces of text."""
+    spoken: bool = False
+    """Whether a piece of text has gone out, and with it the prompt's tokens."""
 
     @property
     def position(self) -> int:
@@ -94,9 +96,12 @@ class Row:
     def show(self, text: str) -> None:
         """Hand out a piece of a streamed answer, with the details of the tokens since the last."""
         if self.request.piece is not None:
+            prompt = () if self.spoken else self.request.prompt_token_ids
             details = tuple(self.details[self.shown :])
-            self.request.piece(TextDelta(text, details=details, num_tokens=len(self.token_ids)))
-            self.shown = len(self.details)
+            self.request.piece(
+                TextDelta(text, None, prompt, details, num_tokens=len(self.token_ids))
+            )
+            self.shown, self.spoken = len(self.details), True
 
 
 def initial_adjustment(

@@ -87,7 +87,9 @@ class AdapterFanOut:
         failures = [o for o in outcomes if isinstance(o, BaseException) and o not in away]
         if failures or len(away) == len(ready):
             await self.unload(adapter)
-            raise (failures or away)[0] if failures else EngineUnavailableError(str(away[0]))
+            if failures:
+                raise failures[0]
+            raise EngineUnavailableError(away[0].message, away[0].loggable)
         for replica, outcome in zip(ready, outcomes, strict=True):
             if isinstance(outcome, AwayError):
                 replica.exclude(f"it did not load {adapter.version}: {outcome}")

@@ -1,9 +1,12 @@
 """Completions as vLLM's two routes tell them, whole or in pieces, without any input or output."""
 
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from bond_core.engines.base import Partial
 from bond_core.engines.limits import MIN_TEMPERATURE
@@ -22,6 +25,8 @@ from bond_core.types import (
 )
 
 JsonObject = Mapping[str, Any]
+_GARBAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+"""What reading an answer raises that is not what was asked for."""
 _FINISHED: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -40,8 +45,8 @@ def generation(answer: JsonObject, params: SamplingParams, n: int) -> Generation
         _refuse_other_indices([int(choice["index"]) for choice in choices])
         completions = [_completion(choice, params) for choice in choices]
         prompt = answer.get("prompt_token_ids") or choices[0]["prompt_token_ids"]
-        prompt_token_ids = tuple(map(int, prompt))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        prompt_token_ids = _token_ids(prompt)
+    except _GARBAGE as error:
         raise unreadable(error) from error
     if params.temperature < MIN_TEMPERATURE:
         completions *= n
@@ -68,6 +73,7 @@ class StreamedAnswer:
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
         self._parts = _Parts(params)
+        self._prompt_told = False
         self.prompt_token_ids: tuple[int, ...] = ()
 
     @property
@@ -82,14 +88,19 @@ class StreamedAnswer:
             choices, prompt = _chunk(data)
             self.prompt_token_ids = prompt or self.prompt_token_ids
             for choice in choices:
+                if choice["index"] != 0:
+                    raise ValueError("one choice was asked for, and another one is told")
                 fresh.add(choice, choice.get("delta"))
-                self._parts.add(choice, choice.get("delta"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._parts.join(fresh)
+        except _GARBAGE as error:
             raise unreadable(error) from error
         if not (fresh.text or fresh.tool_calls or fresh.reasoning or fresh.details):
             return None
+        told = () if self._prompt_told else self.prompt_token_ids
+        self._prompt_told = bool(self.prompt_token_ids)
         return TextDelta(
             fresh.text,
+            prompt_token_ids=told,
             details=tuple(fresh.details),
             tool_calls=tuple(fresh.tool_calls),
             reasoning=fresh.reasoning,
@@ -103,15 +114,16 @@ class StreamedAnswer:
         try:
             _refuse_no_prompt(self.prompt_token_ids)
             return self._parts.completion()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _GARBAGE as error:
             raise unreadable(error) from error
 
 
 class StreamedChoices:
-    """Several choices of one streamed answer; each joins `partial` when it has ended."""
+    """The n choices of one streamed answer; each joins `partial` when it has ended."""
 
-    def __init__(self, params: SamplingParams, partial: Partial) -> None:
+    def __init__(self, params: SamplingParams, n: int, partial: Partial) -> None:
         self._params = params
+        self._n = n
         self._parts: dict[int, _Parts] = {}
         self._partial = partial
 
@@ -122,6 +134,8 @@ class StreamedChoices:
             self._partial.prompt_token_ids = prompt or self._partial.prompt_token_ids
             for choice in choices:
                 index = int(choice["index"])
+                if not 0 <= index < self._n:  # it would be a candidate when a deadline comes
+                    raise ValueError(f"a choice of {self._n} has the index {index}")
                 parts = self._parts.setdefault(index, _Parts(self._params))
                 parts.add(choice, choice.get("delta"))
                 self._partial.unfinished[index] = len(parts.token_ids)
@@ -129,20 +143,16 @@ class StreamedChoices:
                     _refuse_no_prompt(self._partial.prompt_token_ids)
                     del self._partial.unfinished[index]
                     self._partial.completions[index] = parts.completion()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _GARBAGE as error:
             raise unreadable(error) from error
 
-    def generation(self, n: int) -> Generation:
+    def generation(self) -> Generation:
         """All of them. Raises `EngineUnavailableError` if the stream ended before that."""
-        found = self._partial.completions
+        n, found = self._n, self._partial.completions
         if self._params.temperature < MIN_TEMPERATURE and 0 in found:
             found.update(dict.fromkeys(range(n), found[0]))
         if len(found) != n:
             raise EngineUnavailableError("the stream from vLLM broke off before its end")
-        try:
-            _refuse_other_indices(sorted(found))
-        except ValueError as error:
-            raise unreadable(error) from error
         completions = tuple(found[index] for index in range(n))
         return Generation(self._partial.prompt_token_ids, completions)
 
@@ -163,14 +173,20 @@ def _chunk(data: str) -> tuple[Sequence[JsonObject], tuple[int, ...]]:
     """Choices of an event, and the prompt's tokens if it has them."""
     chunk: Any = load_json(data)
     if "error" in chunk:
+        broke_off = "vLLM broke off the answer"
         raise EngineUnavailableError(
-            f"vLLM broke off the answer: {error_message(chunk) or data[:200]}"
+            f"{broke_off}: {error_message(chunk) or data[:200]}", f"{broke_off} and said why"
         )
     choices: Sequence[JsonObject] = chunk["choices"]
     prompt = chunk.get("prompt_token_ids")
     for choice in choices:
         prompt = prompt or choice.get("prompt_token_ids")
-    return choices, tuple(map(int, prompt or ()))
+    return choices, _token_ids(prompt or ())
+
+
+def _token_ids(told: Sequence[int]) -> tuple[int, ...]:
+    """Ids as rows can keep them, in one pass. Raises TypeError or OverflowError for others."""
+    return tuple(array("I", told))
 
 
 @dataclass(slots=True)
@@ -193,9 +209,13 @@ class _Parts:
         (content + reasoning).encode()  # half a surrogate pair is no text, and cannot be sent on
         self.text += content
         self.reasoning += reasoning
-        self.tool_calls += said.get("tool_calls") or ()
-        self.token_ids += [int(token) for token in choice.get("token_ids") or ()]
+        if calls := said.get("tool_calls"):
+            _whole_calls(calls)  # its pieces are told before the last one is here
+            orjson.dumps(calls)  # refuses what has no form in UTF-8, wherever it is
+            self.tool_calls += calls
+        self.token_ids += _token_ids(choice.get("token_ids") or ())
         logprobs: JsonObject = choice.get("logprobs") or {}
+        known, detailed = len(self.logprobs), len(self.details)
         if "content" in logprobs:
             entries: Sequence[JsonObject] = logprobs["content"] or ()
             self.logprobs += [float(entry["logprob"]) for entry in entries]
@@ -205,15 +225,24 @@ class _Parts:
             self.logprobs += map(float, logprobs["token_logprobs"])
             if self.params.top_logprobs is not None:
                 self.details += _text_details(logprobs, self.params.top_logprobs)
+        _refuse_untellable(self.logprobs[known:], self.details[detailed:])
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def join(self, fresh: "_Parts") -> None:
+        """Add what came after these."""
+        self.text += fresh.text
+        self.reasoning += fresh.reasoning
+        self.token_ids += fresh.token_ids
+        self.logprobs += fresh.logprobs
+        self.details += fresh.details
+        self.tool_calls += fresh.tool_calls
+        self.finish_reason = fresh.finish_reason or self.finish_reason
 
     def completion(self) -> Completion:
         """Raises `ValueError` if the parts do not fit together."""
         logprobs = self.logprobs
         if len(self.token_ids) != len(logprobs) or not logprobs:
             raise ValueError(f"{len(self.token_ids)} tokens, {len(logprobs)} log-probabilities")
-        if not math.isfinite(sum(logprobs)):  # as it is as soon as one of them is not
-            raise ValueError("a log-probability is not finite")
         if self.finish_reason not in _FINISHED:
             raise ValueError(f"finish_reason {self.finish_reason!r}")
         if self.params.temperature < MIN_TEMPERATURE:  # the law of greedy decoding is a point
@@ -252,6 +281,22 @@ def _likeliest(told: Sequence[tuple[str, float]], count: int) -> tuple[Alternati
     """vLLM tells the drawn token first, and beside those that were asked for."""
     order = sorted(told, key=lambda item: -item[1])
     return tuple(Alternative(token, logprob) for token, logprob in order[:count])
+
+
+def _refuse_untellable(logprobs: Sequence[float], details: Sequence[TokenDetail]) -> None:
+    """Numbers that JSON has no form for, and tokens that UTF-8 has none for. vLLM tells -9999 for
+    a law's zeros."""
+    total = sum(logprobs)  # not finite as soon as one of them is not
+    if details:
+        tokens = [detail.token for detail in details]
+        for detail in details:
+            total += detail.logprob
+            for other in detail.top:
+                total += other.logprob
+                tokens.append(other.token)
+        "".join(tokens).encode()
+    if not math.isfinite(total):
+        raise ValueError("a log-probability is not finite")
 
 
 def _whole_calls(pieces: Sequence[JsonObject]) -> tuple[ToolCall, ...]:

@@ -8,7 +8,12 @@ from typing import Any
 import aiohttp
 
 from bond_core.engines.vllm.wire import error_message, error_param
-from bond_core.errors import BondError, EngineUnavailableError, InvalidRequestError
+from bond_core.errors import (
+    BondError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    QuotingError,
+)
 from bond_core.json_text import dump_json, load_json
 from bond_core.trace_context import TRACE_HEADERS
 
@@ -22,7 +27,7 @@ NOT_NOW = (NOT_FOUND, 408, 409, 425, 429)
 """Answers after which the same request may succeed: a model that is not loaded yet, a queue."""
 
 
-class AwayError(BondError):
+class AwayError(QuotingError):
     """The server did not answer: it could not be reached, broke off, hung or failed."""
 
     def __init__(
@@ -32,8 +37,9 @@ class AwayError(BondError):
         reached: bool,
         timed_out: bool = False,
         status: int | None = None,
+        loggable: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, loggable)
         self.reached = reached
         """Whether the request may have begun to run."""
         self.timed_out = timed_out
@@ -180,15 +186,21 @@ class Connection:
         message = error_message(body) or f"status {response.status} without a reason"
         if response.status >= 500:
             raise AwayError(
-                f"{self.url}{path} failed: {message}", reached=True, status=response.status
+                f"{self.url}{path} failed: {message}",
+                reached=True,
+                status=response.status,
+                loggable=f"{self.url}{path} failed with status {response.status}",
             )
         raise RefusedError(response.status, message, error_param(body))
 
     def _away(self, error: Exception, *, reached: bool) -> AwayError:
         if isinstance(error, TimeoutError) and reached:
             return AwayError(f"{self.url} did not answer in time", reached=True, timed_out=True)
-        reason = str(error) or type(error).__name__
-        return AwayError(f"{self.url} cannot be reached: {reason}", reached=reached)
+        kind = type(error).__name__
+        told = f"{self.url} cannot be reached: "
+        # what cannot be parsed is quoted; what the system says of a socket is its own
+        loggable = told + (str(error) or kind) if isinstance(error, OSError) else told + kind
+        return AwayError(told + (str(error) or kind), reached=reached, loggable=loggable)
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[str]:
@@ -212,7 +224,9 @@ def _parsed(content: bytes) -> Any:
 def explained_refusal(error: RefusedError) -> BondError:
     """The error that a refusal is for callers."""
     if error.status in UNAUTHORISED:
-        return EngineUnavailableError(f"vLLM refuses the key in engine.api_key: {error}")
+        refused = "vLLM refuses the key in engine.api_key"
+        return EngineUnavailableError(f"{refused}: {error}", refused)
     if error.status in NOT_NOW:
-        return EngineUnavailableError(f"vLLM cannot answer now: {error}")
+        not_now = "vLLM cannot answer now"
+        return EngineUnavailableError(f"{not_now}: {error}", f"{not_now}: status {error.status}")
     return InvalidRequestError(f"vLLM refuses the request: {error}", param=error.param)

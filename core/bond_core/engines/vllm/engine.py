@@ -142,12 +142,12 @@ class VllmEngine:
                 return answers.generation(await replica.connection.post(route, body), params, n)
             partial.completions.clear()  # of a server that broke off
             partial.unfinished.clear()
-            together = answers.StreamedChoices(params, partial)
+            together = answers.StreamedChoices(params, n, partial)
             events = replica.connection.events(route, body | {"stream": True})
             async with contextlib.aclosing(events):
                 async for data in events:
                     together.push(data)
-            return together.generation(n)
+            return together.generation()
 
         try:
             return await self._called(version, affinity_of(prompt), n, draw)

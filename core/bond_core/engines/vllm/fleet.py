@@ -65,8 +65,8 @@ class Fleet:
                     return await replica.running(work(replica))
             except AwayError as error:
                 if error.timed_out or error.status is not None or (error.reached and broken_off):
-                    raise EngineUnavailableError(str(error)) from error
-                logger.debug("asking again: %s", error)
+                    raise EngineUnavailableError(error.message, error.loggable) from error
+                logger.debug("asking again: %s", error.loggable)
                 broken_off = broken_off or error.reached
                 tried.append(replica)
 
@@ -88,8 +88,8 @@ class Fleet:
             try:
                 yield replica
             except AwayError as error:
-                replica.failed(str(error))
-                raise EngineUnavailableError(str(error)) from error
+                replica.failed(error.loggable)
+                raise EngineUnavailableError(error.message, error.loggable) from error
             replica.answered()
 
     def watch(self, restore: Callable[[Replica], Awaitable[None]]) -> None:

@@ -48,7 +48,8 @@ async def prompt_tokens(fleet: Fleet, model: str, prompt: Conversation) -> list[
         if error.status not in ABOUT_THE_MESSAGES:
             raise EngineUnavailableError(
                 f"vLLM does not render messages at /tokenize ({error.status}: {error}): let that "
-                "route through"
+                "route through",
+                f"vLLM does not render messages at /tokenize (status {error.status})",
             ) from error
         raise InvalidRequestError(
             f"the model's chat template refuses these messages: {error}", param="messages"

@@ -68,7 +68,7 @@ class Replica:
         try:
             result = await work
         except AwayError as error:
-            self.failed(str(error))
+            self.failed(error.loggable)
             raise
         self.answered()
         return result

@@ -168,7 +168,9 @@ def error_param(body: object) -> str | None:
 
 def unreadable(error: Exception) -> EngineUnavailableError:
     """The error of an answer that is not what was asked for."""
+    remedy = "is the URL that of a vLLM server of a supported version?"
+    kind = type(error).__name__
     return EngineUnavailableError(
-        f"vLLM's answer cannot be read ({type(error).__name__}: {error}): is the URL that of a "
-        "vLLM server of a supported version?"
+        f"vLLM's answer cannot be read ({kind}: {error}): {remedy}",
+        f"vLLM's answer cannot be read ({kind}): {remedy}",
     )

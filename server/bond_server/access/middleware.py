@@ -75,7 +75,7 @@ class _Metered:
     async def _start(self, message: Message) -> None:
         status = message["status"]
         refused = status >= HTTPStatus.BAD_REQUEST
-        if refused or self._meter.knows_cost:  # else it is a stream, which only begins
+        if refused or self._meter.knows_cost:  # else it is a stream with answers to come
             await self._meter.end(broken_off=status == CLIENT_CLOSED)
         headers = MutableHeaders(scope=message)
         for name, value in self._meter.headers().items():

@@ -39,7 +39,9 @@ async def respond_to_each(
             param="Idempotency-Key",
         )
     asks = [_of_prompt(ask, i, text) for i, text in enumerate(body.conversations())]
-    begun = [await gateway.generation.begin(one) for one in asks]
+    begun = await until_disconnect(request, gateway.generation.begin_all(asks))
+    if begun is None:
+        return Response(status_code=CLIENT_CLOSED)
     told = partial(_events, body, gateway, begun)
     if body.stream:
         headers = {**headers_of(begun), "x-bond-stream": "buffered"}

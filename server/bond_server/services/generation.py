@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -36,6 +36,8 @@ class Begun:
     ask: Ask
     plan: Plan
     draft: CompletionRecord
+    reserved: int = 0
+    """Tokens that are set aside for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,20 @@ class GenerationService:
 
         Raises `InvalidRequestError`, and the error of a limit that is reached.
         """
-        plan = self.plan(ask)
-        await ask.context.meter.reserve(ask.messages, ask.params.max_tokens, plan.best_of)
-        return Begun(ask, plan, self._recording.draft(ask, plan))
+        [begun] = await self.begin_all([ask])
+        return begun
+
+    async def begin_all(self, asks: Sequence[Ask]) -> list[Begun]:
+        """Begin the asks of one request, which are of the same length: all of them, or none."""
+        plans = [self.plan(ask) for ask in asks]
+        first = asks[0]
+        reserved = await first.context.meter.reserve(
+            [ask.messages for ask in asks], first.params.max_tokens, [p.best_of for p in plans]
+        )
+        return [
+            Begun(ask, plan, self._recording.draft(ask, plan), tokens)
+            for ask, plan, tokens in zip(asks, plans, reserved, strict=True)
+        ]
 
     async def answer(self, begun: Begun, *, follow_up: bool = True) -> Answer:
         """Answer one request; its row is committed when this returns.
@@ -175,7 +188,7 @@ class GenerationService:
         except BaseException:
             self._after_answer.forget(record.id)
             raise
-        begun.ask.context.meter.spend(record.total_tokens)
+        begun.ask.context.meter.spend(record.total_tokens, begun.reserved)
         now = time.perf_counter()
         outside_s = record.queue_s + record.generate_s + record.score_s
         overhead_s = now - begun.ask.context.started - outside_s
@@ -241,7 +254,7 @@ class GenerationService:
                         prompt_token_ids=error.prompt_token_ids,
                         cut_tokens=error.cut_tokens,
                     )
-                    begun.ask.context.meter.spend(draft.total_tokens)
+                    begun.ask.context.meter.spend(draft.total_tokens, begun.reserved)
                 reason = f"{type(error).__name__}: {error}"
                 recording = self._recording.commit_failure(draft, started, reason)
                 # it is written even if the caller goes away meanwhile

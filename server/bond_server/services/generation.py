@@ -172,6 +172,13 @@ class GenerationService:
             overhead_s, commit_s = await asyncio.shield(committing)
         except (asyncio.CancelledError, GeneratorExit):
             self._background.adopt(committing)  # the row is on its way; it is an answer
+            if not follow_up:  # who would have it measured has gone
+
+                def measure(committed: asyncio.Task[tuple[float, float]]) -> None:
+                    if not committed.cancelled() and committed.exception() is None:
+                        self._after_answer.submit(record)
+
+                committing.add_done_callback(measure)
             raise
         return Answer(record, begun.plan.strategy, overhead_s, commit_s, _note(begun.plan))
 

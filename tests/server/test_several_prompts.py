@@ -143,6 +143,44 @@ async def test_no_more_candidates_run_at_once_than_one_request_may_draw(
     assert most == 4
 
 
+async def test_prompts_of_an_admitted_request_wait_and_leave_others_their_turn(
+    run: Run, make_config: MakeConfig
+) -> None:
+    engine: dict[str, Any] = {"type": "fake", "delay_s": 0.05, "capacity": 4}
+    admission = {"max_rows": 5, "max_waiting_rows": 1}
+    async with run(make_config(engine=engine, admission=admission)) as running:
+        prompts = [f"text {index}" for index in range(40)]
+        model = f"{MODEL}:reference"
+        batch = asyncio.create_task(ask(running, model=model, prompt=prompts))
+        await asyncio.sleep(0.05)
+        others = [await ask(running, model=model, prompt="x") for _ in range(3)]
+        assert not batch.done()
+        answer = await batch
+        rows = {row.messages[0].content: row for row in await all_rows(running.gateway.store)}
+    assert [other.status_code for other in others] == [200, 200, 200]
+    assert (answer.status_code, len(answer.json()["choices"])) == (200, 40)
+    assert rows["text 39"].queue_s > 0.2  # seven turns of places before it, and not an overhead
+    assert rows["text 39"].latency_s >= rows["text 39"].queue_s + rows["text 39"].generate_s
+    assert (running.metric("bond_admission_refused_total", reason="queue_full")) == 0
+
+
+async def test_several_prompts_are_refused_as_one_request(
+    run: Run, make_config: MakeConfig
+) -> None:
+    engine: dict[str, Any] = {"type": "fake", "delay_s": 0.3}
+    admission = {"max_rows": 1, "max_waiting_rows": 0}
+    async with run(make_config(engine=engine, admission=admission)) as running:
+        one = asyncio.create_task(ask(running, prompt="x", best_of=1))
+        await asyncio.sleep(0.1)
+        refusals = running.metric("bond_admission_refused_total", reason="queue_full")
+        together = await ask(running, prompt=PROMPTS, best_of=1)
+        assert (await one).status_code == 200
+        counted = running.metric("bond_admission_refused_total", reason="queue_full") - refusals
+        assert await running.gateway.store.completions.count() == 1
+    assert (together.status_code, together.json()["error"]["code"]) == (429, "queue_full")
+    assert counted == 1
+
+
 async def test_attempts_of_the_sdk_count_once_for_each_prompt(
     run: Run, make_config: MakeConfig
 ) -> None:

@@ -18,6 +18,7 @@ from bond_server.gateway import Gateway
 from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
 from bond_server.routes.once import KEY_HEADER
 from bond_server.schemas.openai import TextCompletionRequest
+from bond_server.services.admission import Line
 from bond_server.services.ask import Ask
 from bond_server.services.generation import Answer, Begun
 from bond_server.sse import EventStream
@@ -96,14 +97,9 @@ async def _answering(
 ) -> AsyncGenerator[list[asyncio.Task[Answer]]]:
     """The answers on their way, as many candidates at once as one request may draw; those that are
     still on it at the end are cancelled."""
-    per_prompt = begun[0].plan.best_of
-    places = asyncio.Semaphore(max(gateway.config.arms.max_best_of // per_prompt, 1))
-
-    async def answer(one: Begun) -> Answer:
-        async with places:
-            return await gateway.generation.answer(one)
-
-    tasks = [asyncio.create_task(answer(one)) for one in begun]
+    line = Line(max(gateway.config.arms.max_best_of // begun[0].plan.best_of, 1))
+    answer = gateway.generation.answer
+    tasks = [asyncio.create_task(answer(replace(one, line=line))) for one in begun]
     try:
         yield tasks
     finally:

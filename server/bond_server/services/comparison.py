@@ -9,6 +9,7 @@ from bond_core.errors import BondError, ScoringError
 from bond_core.rewards import Scorer
 from bond_core.store import Annotation, Completions
 from bond_core.types import judged_as
+from bond_server.services.admission import Line
 from bond_server.services.after_answer import AfterAnswer, first_text
 from bond_server.services.ask import Ask
 from bond_server.services.generation import Answer, Begun, GenerationService
@@ -51,9 +52,11 @@ class ComparisonService:
         answers: list[Answer] = []
         failures: list[Exception] = []
         try:
+            line = Line(at_once=1)
             for begun in await self._generation.begin_all(asks):
                 try:
-                    answers.append(await self._generation.answer(_now(begun), follow_up=False))
+                    arm = replace(_now(begun), line=line)
+                    answers.append(await self._generation.answer(arm, follow_up=False))
                 except Exception as error:
                     failures.append(error)
             compared = await self._score(answers)

@@ -14,7 +14,7 @@ from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
 from bond_server.metrics import Metrics
-from bond_server.services.admission import Admission
+from bond_server.services.admission import Admission, Line
 from bond_server.services.after_answer import AfterAnswer
 from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
@@ -38,6 +38,8 @@ class Begun:
     draft: CompletionRecord
     reserved: int = 0
     """Tokens that are set aside for it."""
+    line: Line | None = None
+    """Of several answers to one request: those that are admitted with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,8 @@ class GenerationService:
         """Hold the places of a request's candidates, its row's commit included; the row says how
         long it waited for them."""
         within_s = self._remaining_s(begun)
-        async with self._admission.admitted(begun.plan.best_of, within_s) as queue_s:
+        admitted = self._admission.admitted(begun.plan.best_of, within_s, begun.line)
+        async with admitted as queue_s:
             yield replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
 
     async def _finish(

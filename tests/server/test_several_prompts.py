@@ -54,6 +54,25 @@ async def test_choices_are_those_of_each_prompt_alone_in_the_order_of_the_prompt
     assert "prompts" not in each[0]["bond"]
 
 
+async def test_headers_are_those_of_one_prompt_with_the_timings_of_the_last(
+    run: Run, make_config: MakeConfig
+) -> None:
+    engine: dict[str, Any] = {"type": "fake", "delay_s": 0.02, "capacity": 1}
+    async with run(make_config(engine=engine, admission={"max_rows": 1})) as running:
+        body: dict[str, Any] = {"model": f"{MODEL}:reference", "seed": 4}
+        one = await ask(running, **body, prompt=PROMPTS[0])
+        together = await ask(running, **body, prompt=PROMPTS)
+    assert set(together.headers) == set(one.headers)
+    names = ("queue", "generate", "score", "commit", "overhead")
+    told = [float(together.headers[f"x-bond-{name}-ms"]) for name in names]
+    timings = [
+        [p["timings"][f"{name}_ms"] for name in names] for p in together.json()["bond"]["prompts"]
+    ]
+    assert told == pytest.approx(timings[-1], abs=0.001)  # one place: the last one waited longest
+    assert told[0] >= 2 * 20
+    assert all(sum(told) - told[3] >= sum(each) - each[3] for each in timings[:-1])
+
+
 async def test_all_prompts_of_a_request_have_one_arm(run: Run, make_config: MakeConfig) -> None:
     async with run(make_config()) as running:
         for _ in range(6):

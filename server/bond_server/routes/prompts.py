@@ -13,7 +13,7 @@ from bond_core.errors import InvalidRequestError
 from bond_core.types import Message
 from bond_server.access.bounded_body import refuse_too_many
 from bond_server.errors import error_event
-from bond_server.forms.prompts import events_of, headers_of, whole_of
+from bond_server.forms.prompts import events_of, headers_of, whole_headers, whole_of
 from bond_server.gateway import Gateway
 from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
 from bond_server.routes.once import KEY_HEADER
@@ -52,9 +52,7 @@ async def respond_to_each(
     if answers is None:
         return Response(status_code=CLIENT_CLOSED)
     whole = whole_of(answers, return_candidates=body.bond.return_candidates)
-    headers = headers_of(begun)
-    if degraded := next((a.record.degraded for a in answers if a.record.degraded), None):
-        headers["x-bond-degraded"] = degraded
+    headers = {**whole_headers(answers), **headers_of(begun)}
     return Response(whole.model_dump_json(), headers=headers, media_type="application/json")
 
 

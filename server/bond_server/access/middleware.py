@@ -8,14 +8,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bond_core.errors import BondError
+from bond_server.access.bounded_body import CLIENT_CLOSED
 from bond_server.access.gatekeeper import Credentials
 from bond_server.access.meter import UNMETERED, Meter
 from bond_server.access.rules import PATH_KEY, rule_of
 from bond_server.context import ANYONE, CONTEXT_KEY, RequestContext
 from bond_server.errors import bond_error
 from bond_server.gateway import Gateway
-
-CLIENT_CLOSED = 499
 
 
 class AccessMiddleware:

@@ -113,8 +113,9 @@ async def test_the_openai_package_gets_them(serve: Serve, make_config: MakeConfi
     assert [index for index, _ in found] == list(range(6))
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_one_that_fails_fails_the_request_and_the_others_end(
-    run: Run, make_config: MakeConfig
+    run: Run, make_config: MakeConfig, stream: bool
 ) -> None:
     async with run(make_config(engine={"type": "fake", "delay_s": 30})) as running:
         engine: Any = running.gateway.engine
@@ -127,7 +128,7 @@ async def test_one_that_fails_fails_the_request_and_the_others_end(
             return await generate(version, prompt, *rest)
 
         engine.generate = failing
-        response = await ask(running, prompt=PROMPTS)
+        response = await ask(running, prompt=PROMPTS, stream=stream)
         assert response.status_code == 503
         assert response.json()["error"]["message"] == "this one fails"
 

@@ -71,7 +71,12 @@ async def _events(
     async with _answering(gateway, begun) as tasks:
 
         async def in_order() -> AsyncGenerator[Answer]:
+            whole = asyncio.gather(*tasks)
+            whole.add_done_callback(lambda done: done.cancelled() or done.exception())
             for task in tasks:
+                await asyncio.wait({task, whole}, return_when=asyncio.FIRST_COMPLETED)
+                if not task.done():
+                    await whole  # a later one has failed, and this one is not worth waiting for
                 yield await task
 
         data = events_of(

@@ -10,10 +10,14 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 async def disconnecting_post(
-    running: Running, path: str, after_s: float, header: tuple[bytes, bytes] = (b"x-a", b"b")
+    running: Running,
+    path: str,
+    after_s: float,
+    header: tuple[bytes, bytes] = (b"x-a", b"b"),
+    asked: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Speak ASGI as a server does whose client closes the connection after a while."""
-    body = json.dumps({"messages": HI}).encode()
+    body = json.dumps(asked or {"messages": HI}).encode()
     sent: list[dict[str, Any]] = []
     inbox = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -3,8 +3,12 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
-from running_gateway import MODEL, MakeConfig, Run, row_id, scorer, settled
+import pytest
+from disconnecting import disconnecting_post
+from running_gateway import MODEL, MakeConfig, Run, eventually, row_id, scorer, settled
+from stored import all_rows
 
 from bond_core.engines.fake import FakeEngine
 from bond_core.types import Arm
@@ -90,3 +94,39 @@ async def test_a_failing_engine_fails_the_comparison_and_counts_in_both_arms(
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "engine_unavailable"
     assert (arms[Arm.BON].failed, arms[Arm.DISTILLED].failed) == (1, 1)
+
+
+@pytest.mark.parametrize("where", ["drawing", "commit"])
+async def test_who_leaves_in_the_second_arm_leaves_no_row_unmeasured(
+    where: str, run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(engine={"type": "fake", "delay_s": 0.2 if where == "drawing" else 0.0})
+    async with run(config) as running:
+        recording: Any = running.gateway.generation._recording
+        commit, begun, go_on = recording.commit, list[str](), asyncio.Event()
+
+        async def slow(record: Any, settlement: Any = None) -> None:
+            begun.append(record.id)
+            if where == "commit" and len(begun) == 2:
+                await go_on.wait()
+            await commit(record, settlement)
+
+        monkeypatch.setattr(recording, "commit", slow)
+        body = {
+            "messages": [{"role": "user", "content": "hi"}],
+            "arms": ["reference", "distilled"],
+        }
+        sent = await disconnecting_post(running, "/v1/compare", after_s=0.3, asked=body)
+        assert sent[0]["status"] == 499
+        go_on.set()
+        answered = 1 if where == "drawing" else 2
+
+        async def measured() -> bool:
+            rows = await all_rows(running.gateway.store)
+            return sum(row.score is not None for row in rows) == answered
+
+        await eventually(measured)
+        await settled(running)
+        statuses = sorted(row.status for row in await all_rows(running.gateway.store))
+        assert statuses == (["cancelled", "ok"] if where == "drawing" else ["ok", "ok"])
+        assert running.gateway.after_answer._pending == set()

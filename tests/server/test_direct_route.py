@@ -1,10 +1,12 @@
 """Reading a body straight into its model tells callers the same as the framework's way."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from running_gateway import MODEL, MakeConfig, Run
+from running_gateway import MODEL, MakeConfig, Run, eventually
+from served_gateway import Serve
 
 from bond_core.config import AccessConfig
 from bond_server.app import ANSWERING
@@ -103,3 +105,25 @@ async def test_a_body_over_its_bounds_is_refused_and_the_gateway_goes_on(
     told = [(r.status_code, r.json()["error"]["code"]) for r in (deep, long, undeclared)]
     assert told == [(400, "body_too_deep"), (413, "body_too_large"), (413, "body_too_large")]
     assert after.status_code == 200
+
+
+@pytest.mark.parametrize("declared", ["content-length: 500", "transfer-encoding: chunked"])
+@pytest.mark.parametrize("way", ["direct", "the framework's"])
+async def test_a_body_that_its_client_breaks_off_counts_as_closed_by_the_client(
+    serve: Serve, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, way: str, declared: str
+) -> None:
+    path = "/v1/distilled"
+    if way != "direct":
+        monkeypatch.setattr("bond_server.app.DirectMiddleware", lambda app, routers: app)
+    async with serve(make_config()) as served:
+        _, writer = await asyncio.open_connection(served.host, served.port)
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{declared}"
+        writer.write(head.encode() + b'\r\n\r\n7\r\n{"messa')
+        await writer.drain()
+        writer.close()
+
+        async def counted() -> bool:
+            labels = {"route": path, "method": "POST", "code": "499"}
+            return served.metric("bond_http_requests_total", **labels) == 1
+
+        await eventually(counted)

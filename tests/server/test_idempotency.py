@@ -11,6 +11,7 @@ from running_gateway import MakeConfig, Run, Running, row_id, scorer, settled
 
 from bond_core.engines.fake import FakeEngine
 from bond_core.errors import EngineUnavailableError
+from bond_core.store.idempotency import IdempotencyKeys, KeyState
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
@@ -190,6 +191,30 @@ async def test_a_client_that_went_away_finds_the_key_free(
         await disconnecting_post(running, "/v1/best-of-n", after_s=0.1, header=key)
         await settled(running)
         fake(running)._delay_s = 0.0  # type: ignore[attr-defined]
+        answered = await keyed(running)
+    assert answered.status_code == 200
+    assert "x-bond-replayed" not in answered.headers
+
+
+async def test_a_client_that_goes_away_while_its_key_is_claimed_leaves_it_free(
+    run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run(make_config(server={"idempotency_wait_s": 0.2})) as running:
+        claim = IdempotencyKeys.claim
+        claimed = list[str]()
+
+        async def slow(self: IdempotencyKeys, *args: Any) -> KeyState:
+            state = await claim(self, *args)
+            claimed.append(state.holder)
+            await asyncio.sleep(0.3)  # committed, and its word still on the way
+            return state
+
+        with monkeypatch.context() as patched:
+            patched.setattr(IdempotencyKeys, "claim", slow)
+            key = (b"idempotency-key", b"k1")
+            sent = await disconnecting_post(running, "/v1/best-of-n", after_s=0.1, header=key)
+        assert sent[0]["status"] == 499
+        assert len(claimed) == 1
         answered = await keyed(running)
     assert answered.status_code == 200
     assert "x-bond-replayed" not in answered.headers

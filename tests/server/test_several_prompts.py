@@ -54,6 +54,25 @@ async def test_choices_are_those_of_each_prompt_alone_in_the_order_of_the_prompt
     assert "prompts" not in each[0]["bond"]
 
 
+async def test_headers_are_those_of_one_prompt_with_the_timings_of_the_last(
+    run: Run, make_config: MakeConfig
+) -> None:
+    engine: dict[str, Any] = {"type": "fake", "delay_s": 0.02, "capacity": 1}
+    async with run(make_config(engine=engine, admission={"max_rows": 1})) as running:
+        body: dict[str, Any] = {"model": f"{MODEL}:reference", "seed": 4}
+        one = await ask(running, **body, prompt=PROMPTS[0])
+        together = await ask(running, **body, prompt=PROMPTS)
+    assert set(together.headers) == set(one.headers)
+    names = ("queue", "generate", "score", "commit", "overhead")
+    told = [float(together.headers[f"x-bond-{name}-ms"]) for name in names]
+    timings = [
+        [p["timings"][f"{name}_ms"] for name in names] for p in together.json()["bond"]["prompts"]
+    ]
+    assert told == pytest.approx(timings[-1], abs=0.001)  # one place: the last one waited longest
+    assert told[0] >= 2 * 20
+    assert all(sum(told) - told[3] >= sum(each) - each[3] for each in timings[:-1])
+
+
 async def test_all_prompts_of_a_request_have_one_arm(run: Run, make_config: MakeConfig) -> None:
     async with run(make_config()) as running:
         for _ in range(6):
@@ -94,8 +113,9 @@ async def test_the_openai_package_gets_them(serve: Serve, make_config: MakeConfi
     assert [index for index, _ in found] == list(range(6))
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_one_that_fails_fails_the_request_and_the_others_end(
-    run: Run, make_config: MakeConfig
+    run: Run, make_config: MakeConfig, stream: bool
 ) -> None:
     async with run(make_config(engine={"type": "fake", "delay_s": 30})) as running:
         engine: Any = running.gateway.engine
@@ -108,7 +128,7 @@ async def test_one_that_fails_fails_the_request_and_the_others_end(
             return await generate(version, prompt, *rest)
 
         engine.generate = failing
-        response = await ask(running, prompt=PROMPTS)
+        response = await ask(running, prompt=PROMPTS, stream=stream)
         assert response.status_code == 503
         assert response.json()["error"]["message"] == "this one fails"
 
@@ -141,6 +161,44 @@ async def test_no_more_candidates_run_at_once_than_one_request_may_draw(
         answer = (await ask(running, prompt=[f"text {i}" for i in range(9)], best_of=2)).json()
     assert len(answer["choices"]) == 9
     assert most == 4
+
+
+async def test_prompts_of_an_admitted_request_wait_and_leave_others_their_turn(
+    run: Run, make_config: MakeConfig
+) -> None:
+    engine: dict[str, Any] = {"type": "fake", "delay_s": 0.05, "capacity": 4}
+    admission = {"max_rows": 5, "max_waiting_rows": 1}
+    async with run(make_config(engine=engine, admission=admission)) as running:
+        prompts = [f"text {index}" for index in range(40)]
+        model = f"{MODEL}:reference"
+        batch = asyncio.create_task(ask(running, model=model, prompt=prompts))
+        await asyncio.sleep(0.05)
+        others = [await ask(running, model=model, prompt="x") for _ in range(3)]
+        assert not batch.done()
+        answer = await batch
+        rows = {row.messages[0].content: row for row in await all_rows(running.gateway.store)}
+    assert [other.status_code for other in others] == [200, 200, 200]
+    assert (answer.status_code, len(answer.json()["choices"])) == (200, 40)
+    assert rows["text 39"].queue_s > 0.2  # seven turns of places before it, and not an overhead
+    assert rows["text 39"].latency_s >= rows["text 39"].queue_s + rows["text 39"].generate_s
+    assert (running.metric("bond_admission_refused_total", reason="queue_full")) == 0
+
+
+async def test_several_prompts_are_refused_as_one_request(
+    run: Run, make_config: MakeConfig
+) -> None:
+    engine: dict[str, Any] = {"type": "fake", "delay_s": 0.3}
+    admission = {"max_rows": 1, "max_waiting_rows": 0}
+    async with run(make_config(engine=engine, admission=admission)) as running:
+        one = asyncio.create_task(ask(running, prompt="x", best_of=1))
+        await asyncio.sleep(0.1)
+        refusals = running.metric("bond_admission_refused_total", reason="queue_full")
+        together = await ask(running, prompt=PROMPTS, best_of=1)
+        assert (await one).status_code == 200
+        counted = running.metric("bond_admission_refused_total", reason="queue_full") - refusals
+        assert await running.gateway.store.completions.count() == 1
+    assert (together.status_code, together.json()["error"]["code"]) == (429, "queue_full")
+    assert counted == 1
 
 
 async def test_attempts_of_the_sdk_count_once_for_each_prompt(

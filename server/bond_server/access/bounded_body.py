@@ -14,6 +14,7 @@ from starlette.types import Message, Receive
 from bond_core.config import AccessConfig
 from bond_core.errors import InvalidRequestError
 
+CLIENT_CLOSED = 499
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 """A string, or what follows a quote that nothing closes: so it always matches, in linear time."""
 _TO_BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -31,20 +32,32 @@ class BoundedBody:
         self, receive: Receive, headers: Iterable[tuple[bytes, bytes]], bounds: AccessConfig
     ) -> None:
         self._receive = receive
+        self._headers = headers
         self._declared = _declared_length(headers)
         self._bounds = bounds
         self._read = 0
+        self._ended = False
         self._openers = 0
         self._chunks: list[bytes] = []
 
     async def receive(self) -> Message:
-        """The next event of the request. Raises `HTTPException` over a bound."""
+        """The next event of the request. Raises `HTTPException` over a bound, and where the client
+        goes away before the end of the body."""
         if self._declared > self._bounds.max_body_bytes:
             raise self._too_large()
         message = await self._receive()
         if message["type"] == "http.request":
-            self._take(message.get("body", b""), more=message.get("more_body", False))
+            self._ended = not message.get("more_body", False)
+            self._take(message.get("body", b""), more=not self._ended)
+        elif not self._ended and self._is_sent:
+            # of anything else that goes wrong while it reads a body the framework makes a 400
+            raise HTTPException(CLIENT_CLOSED, "the client closed the connection within its body")
         return message
+
+    @property
+    def _is_sent(self) -> bool:
+        """Whether there is a body at all."""
+        return self._declared > 0 or any(name == b"transfer-encoding" for name, _ in self._headers)
 
     def _take(self, chunk: bytes, *, more: bool) -> None:
         self._read += len(chunk)

@@ -3,9 +3,10 @@
 What an answer may cost at most is reserved before anything is drawn: the prompt, estimated at four
 bytes per token, and N times `max_tokens` for Best-of-N. What it did cost, the prompt once and every
 candidate, is settled when the answer is there; what a deadline cut off counts as far as it was
-drawn, and the prompt by its estimate if nothing was told of it. A request that otherwise fails or
-is refused costs nothing; one that the client breaks off costs what was reserved, or drawing would
-be free for whoever hangs up in time.
+drawn, and the prompt by its estimate if nothing was told of it. An answer that otherwise fails or
+is refused costs nothing; one that the client breaks off costs what was reserved for it, or drawing
+would be free for whoever hangs up in time. Of several answers to one request, each costs what it
+would alone.
 """
 
 import logging
@@ -35,6 +36,8 @@ class Meter:
         self._limits = limits
         self._usage: Usage | None = None
         self._reserved = 0
+        self._open = 0
+        self._unspent = 0
         self._spent: int | None = None
         self._ended = False
 
@@ -44,35 +47,51 @@ class Meter:
             self._usage, refusal = await self._limiter.admit(self._key_id, self._limits)
             self._refuse(refusal)
 
-    async def reserve(self, messages: Sequence[Message], max_tokens: int, n: int) -> None:
-        """Take the most that n candidates can cost.
+    async def reserve(
+        self, prompts: Sequence[Sequence[Message]], max_tokens: int, candidates: Sequence[int]
+    ) -> list[int]:
+        """Take the most that the answers of a request can cost, all at once; gives what was taken
+        for each. Each has its prompt and its number of candidates.
 
         Raises `LimitExceededError` if the key has not so much left now, `InvalidRequestError` if it
         never has.
         """
         limit = self._limits.tokens_per_minute
-        if self._limiter is None or limit is None:
-            return
-        tokens = estimate(messages, max_tokens, n)
+        if self._limiter is None:
+            return [0] * len(prompts)
+        if limit is None:
+            self._open += len(prompts)
+            return [0] * len(prompts)
+        most = [estimate(p, max_tokens, n) for p, n in zip(prompts, candidates, strict=True)]
+        tokens = sum(most)
         if tokens > limit:
+            several = len(prompts) > 1
+            read = f"the prompts of {len(prompts)} answers" if several else "the prompt"
             raise InvalidRequestError(
-                f"this request may take {tokens} tokens ({n} candidates of up to {max_tokens}, and "
-                f"the prompt), and its key has {limit} per minute: lower max_tokens or best_of",
+                f"this request may take {tokens} tokens ({sum(candidates)} candidates of up to "
+                f"{max_tokens}, and {read}), and its key has {limit} per minute: lower max_tokens "
+                f"or best_of{', or ask for fewer answers at once' if several else ''}",
                 param="max_tokens",
                 code="token_limit_too_low",
             )
         self._usage, refusal = await self._limiter.reserve(self._key_id, self._limits, tokens)
         self._refuse(refusal)
         self._reserved += tokens
+        self._open += len(prompts)
+        self._unspent += tokens
+        return most
 
-    def spend(self, tokens: int) -> None:
-        """Tell what an answer did cost; several answers of one request add up."""
+    def spend(self, tokens: int, reserved: int) -> None:
+        """Tell what an answer did cost, and what was reserved for it; several answers of one
+        request add up."""
         self._spent = (self._spent or 0) + tokens
+        self._open -= 1
+        self._unspent -= reserved
 
     @property
     def knows_cost(self) -> bool:
-        """Whether an answer has told what it cost."""
-        return self._spent is not None
+        """Whether every answer of the request has told what it cost."""
+        return self._spent is not None and self._open <= 0
 
     async def end(self, *, broken_off: bool) -> None:
         """Give up the place and settle what was reserved by what was spent; the first end counts.
@@ -82,8 +101,7 @@ class Meter:
         if self._limiter is None or self._ended:
             return
         self._ended = True
-        unless_told = self._reserved if broken_off else 0
-        spent = unless_told if self._spent is None else self._spent
+        spent = (self._spent or 0) + (self._unspent if broken_off else 0)
         back = self._reserved - spent
         try:
             self._usage = await self._limiter.end(self._key_id, self._limits, back)

@@ -8,14 +8,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bond_core.errors import BondError
+from bond_server.access.bounded_body import CLIENT_CLOSED
 from bond_server.access.gatekeeper import Credentials
 from bond_server.access.meter import UNMETERED, Meter
 from bond_server.access.rules import PATH_KEY, rule_of
 from bond_server.context import ANYONE, CONTEXT_KEY, RequestContext
 from bond_server.errors import bond_error
 from bond_server.gateway import Gateway
-
-CLIENT_CLOSED = 499
 
 
 class AccessMiddleware:
@@ -75,7 +74,7 @@ class _Metered:
     async def _start(self, message: Message) -> None:
         status = message["status"]
         refused = status >= HTTPStatus.BAD_REQUEST
-        if refused or self._meter.knows_cost:  # else it is a stream, which only begins
+        if refused or self._meter.knows_cost:  # else it is a stream with answers to come
             await self._meter.end(broken_off=status == CLIENT_CLOSED)
         headers = MutableHeaders(scope=message)
         for name, value in self._meter.headers().items():

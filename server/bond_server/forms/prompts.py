@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from bond_server.forms.answer import bond_view, identity_of, usage_view
+from bond_server.forms.answer import answer_headers, bond_view, identity_of, usage_view
 from bond_server.forms.events import DONE, buffered
 from bond_server.forms.text import TextForm, text_choice
 from bond_server.ids import TEXT_COMPLETION_PREFIX
@@ -67,6 +67,21 @@ def headers_of(begun: Sequence[Begun]) -> dict[str, str]:
         "x-bond-n": str(sum(one.plan.best_of for one in begun)),
         "x-bond-policy": plan.version,
     }
+
+
+def whole_headers(answers: Sequence[Answer]) -> dict[str, str]:
+    """Those of the answer that was there last, whose timings add up to the time that the request
+    took; degraded is the first that is."""
+    headers = answer_headers(max(answers, key=_took_s))
+    headers.pop("x-bond-degraded", None)
+    if degraded := next((a.record.degraded for a in answers if a.record.degraded), None):
+        headers["x-bond-degraded"] = degraded
+    return headers
+
+
+def _took_s(answer: Answer) -> float:
+    record = answer.record
+    return record.queue_s + record.generate_s + record.score_s + answer.overhead_s
 
 
 async def events_of(

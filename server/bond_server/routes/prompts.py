@@ -13,11 +13,12 @@ from bond_core.errors import InvalidRequestError
 from bond_core.types import Message
 from bond_server.access.bounded_body import refuse_too_many
 from bond_server.errors import error_event
-from bond_server.forms.prompts import events_of, headers_of, whole_of
+from bond_server.forms.prompts import events_of, headers_of, whole_headers, whole_of
 from bond_server.gateway import Gateway
 from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
 from bond_server.routes.once import KEY_HEADER
 from bond_server.schemas.openai import TextCompletionRequest
+from bond_server.services.admission import Line
 from bond_server.services.ask import Ask
 from bond_server.services.generation import Answer, Begun
 from bond_server.sse import EventStream
@@ -39,7 +40,9 @@ async def respond_to_each(
             param="Idempotency-Key",
         )
     asks = [_of_prompt(ask, i, text) for i, text in enumerate(body.conversations())]
-    begun = [await gateway.generation.begin(one) for one in asks]
+    begun = await until_disconnect(request, gateway.generation.begin_all(asks))
+    if begun is None:
+        return Response(status_code=CLIENT_CLOSED)
     told = partial(_events, body, gateway, begun)
     if body.stream:
         headers = {**headers_of(begun), "x-bond-stream": "buffered"}
@@ -49,9 +52,7 @@ async def respond_to_each(
     if answers is None:
         return Response(status_code=CLIENT_CLOSED)
     whole = whole_of(answers, return_candidates=body.bond.return_candidates)
-    headers = headers_of(begun)
-    if degraded := next((a.record.degraded for a in answers if a.record.degraded), None):
-        headers["x-bond-degraded"] = degraded
+    headers = {**whole_headers(answers), **headers_of(begun)}
     return Response(whole.model_dump_json(), headers=headers, media_type="application/json")
 
 
@@ -70,7 +71,12 @@ async def _events(
     async with _answering(gateway, begun) as tasks:
 
         async def in_order() -> AsyncGenerator[Answer]:
+            whole = asyncio.gather(*tasks)
+            whole.add_done_callback(lambda done: done.cancelled() or done.exception())
             for task in tasks:
+                await asyncio.wait({task, whole}, return_when=asyncio.FIRST_COMPLETED)
+                if not task.done():
+                    await whole  # a later one has failed, and this one is not worth waiting for
                 yield await task
 
         data = events_of(
@@ -94,14 +100,9 @@ async def _answering(
 ) -> AsyncGenerator[list[asyncio.Task[Answer]]]:
     """The answers on their way, as many candidates at once as one request may draw; those that are
     still on it at the end are cancelled."""
-    per_prompt = begun[0].plan.best_of
-    places = asyncio.Semaphore(max(gateway.config.arms.max_best_of // per_prompt, 1))
-
-    async def answer(one: Begun) -> Answer:
-        async with places:
-            return await gateway.generation.answer(one)
-
-    tasks = [asyncio.create_task(answer(one)) for one in begun]
+    line = Line(max(gateway.config.arms.max_best_of // begun[0].plan.best_of, 1))
+    answer = gateway.generation.answer
+    tasks = [asyncio.create_task(answer(replace(one, line=line))) for one in begun]
     try:
         yield tasks
     finally:

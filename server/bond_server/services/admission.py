@@ -12,10 +12,10 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
-from bond_core.errors import OverloadedError
+from bond_core.errors import BondError, DeadlineError, OverloadedError
 from bond_server.metrics import Metrics
 
 QUEUE_FULL = "queue_full"
@@ -31,7 +31,24 @@ _SMOOTHING = 0.05
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
     rows: int
+    patient: bool
     place: asyncio.Future[None]
+
+
+class Line:
+    """The answers to one request, which is admitted or refused as a whole, by its first one.
+
+    The others stand in the queue one at a time, each behind whoever came before it: a request of
+    many answers waits like one of few, and others have their turn between its answers.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = asyncio.Semaphore(at_once)
+        """So many of the answers have places at once, or stand in the queue for one."""
+        self.front = asyncio.Lock()
+        """Held by the one that stands in the queue."""
+        self.is_admitted = False
+        self.refusal: BondError | None = None
 
 
 class Admission:
@@ -47,6 +64,7 @@ class Admission:
         self._queue: deque[_Waiting] = deque()
         self._running_rows = 0
         self._waiting_rows = 0
+        self._patient_rows = 0
         self._held_s = 1.0
         self._ended = 0
 
@@ -57,34 +75,40 @@ class Admission:
 
     @property
     def waiting_rows(self) -> int:
-        """Rows of requests in the queue."""
+        """Rows in the queue."""
         return self._waiting_rows
 
     @asynccontextmanager
-    async def admitted(self, rows: int, within_s: float | None = None) -> AsyncGenerator[float]:
+    async def admitted(
+        self, rows: int, within_s: float | None = None, line: Line | None = None
+    ) -> AsyncGenerator[float]:
         """Hold places for a request of so many rows; gives the seconds that it waited for them.
 
         Raises `OverloadedError` at once if the queue is full, or after the longest wait, which is
         no longer than `within_s`: nobody waits for a place beyond its own deadline. A request
         that is cancelled leaves the queue, or gives its places back, at once. One of more rows than
-        there are places takes them all.
+        there are places takes them all. Of a `line` only the first is refused; a later one that
+        has no place by its deadline raises `DeadlineError`.
         """
         cost = min(rows, self._max_rows)
-        queue_s = 0.0
-        if self._queue or self._running_rows + cost > self._max_rows:
-            arrived = time.perf_counter()
-            await self._wait(cost, within_s)
-            queue_s = time.perf_counter() - arrived
-        else:
-            self._take(cost)
-        started = time.perf_counter()
-        try:
-            yield queue_s
-        finally:
-            self._ended += 1
-            weight = max(_SMOOTHING, 1 / self._ended)
-            self._held_s += weight * (time.perf_counter() - started - self._held_s)
-            self._give_back(cost)
+        arrived = time.perf_counter()
+        async with nullcontext() if line is None else line.at_once:
+            if line is None:
+                waited = await self._enter(cost, within_s)
+            else:
+                async with line.front:
+                    gone_s = time.perf_counter() - arrived
+                    left_s = None if within_s is None else within_s - gone_s
+                    await self._enter_of(line, cost, left_s)
+                waited = True  # if only for those before it
+            started = time.perf_counter()
+            try:
+                yield started - arrived if waited else 0.0
+            finally:
+                self._ended += 1
+                weight = max(_SMOOTHING, 1 / self._ended)
+                self._held_s += weight * (time.perf_counter() - started - self._held_s)
+                self._give_back(cost)
 
     def refusal(self) -> OverloadedError | None:
         """What a request gets that comes now, if the queue is full; counts it as refused."""
@@ -93,22 +117,45 @@ class Admission:
 
     @property
     def _is_full(self) -> bool:
-        return self._waiting_rows >= self._max_waiting_rows
+        return self._waiting_rows - self._patient_rows >= self._max_waiting_rows
 
-    async def _wait(self, cost: int, within_s: float | None) -> None:
-        if self._is_full:
+    async def _enter_of(self, line: Line, cost: int, within_s: float | None) -> None:
+        if line.refusal is not None:
+            raise line.refusal
+        try:
+            await self._enter(cost, within_s, patient=line.is_admitted)
+        except BondError as error:
+            line.refusal = error
+            raise
+        line.is_admitted = True
+
+    async def _enter(self, cost: int, within_s: float | None, *, patient: bool = False) -> bool:
+        """Take places; gives whether they had to be waited for."""
+        if self._queue or self._running_rows + cost > self._max_rows:
+            await self._wait(cost, within_s, patient)
+            return True
+        self._take(cost)
+        return False
+
+    async def _wait(self, cost: int, within_s: float | None, patient: bool) -> None:
+        if self._is_full and not patient:
             raise self._refused_by_queue()
-        longest_s, why = self._max_wait_s, "admission.max_wait_s"
+        longest_s, why = (math.inf if patient else self._max_wait_s), "admission.max_wait_s"
         if within_s is not None and within_s < longest_s:
             longest_s, why = max(within_s, 0.0), "the request's deadline"
-        waiting = _Waiting(cost, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(cost, patient, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        self._count_waiting(cost)
+        self._count_waiting(waiting, 1)
         try:
-            async with asyncio.timeout(longest_s):
+            async with asyncio.timeout(longest_s if longest_s < math.inf else None):
                 await waiting.place
         except BaseException as error:
             self._leave(waiting)
+            if isinstance(error, TimeoutError) and patient:
+                raise DeadlineError(
+                    "the deadline came before all answers of the request had a place to be drawn: "
+                    "allow more time (bond.deadline_ms), or ask for fewer answers at once"
+                ) from None
             if isinstance(error, TimeoutError):
                 raise self._refused(
                     QUEUE_TIMEOUT,
@@ -123,7 +170,7 @@ class Admission:
             return
         if waiting in self._queue:
             self._queue.remove(waiting)
-            self._count_waiting(-waiting.rows)
+            self._count_waiting(waiting, -1)
         self._fill()  # smaller ones behind it may fit
 
     def _take(self, cost: int) -> None:
@@ -142,13 +189,14 @@ class Admission:
             if not gone and self._running_rows + waiting.rows > self._max_rows:
                 return
             self._queue.popleft()
-            self._count_waiting(-waiting.rows)
+            self._count_waiting(waiting, -1)
             if not gone:
                 self._take(waiting.rows)
                 waiting.place.set_result(None)
 
-    def _count_waiting(self, rows: int) -> None:
-        self._waiting_rows += rows
+    def _count_waiting(self, waiting: _Waiting, times: int) -> None:
+        self._waiting_rows += times * waiting.rows
+        self._patient_rows += times * waiting.rows * waiting.patient
         self._metrics.waiting_rows.set(self._waiting_rows)
         self._metrics.waiting_requests.set(len(self._queue))
 

@@ -9,9 +9,10 @@ from bond_core.errors import BondError, ScoringError
 from bond_core.rewards import Scorer
 from bond_core.store import Annotation, Completions
 from bond_core.types import judged_as
+from bond_server.services.admission import Line
 from bond_server.services.after_answer import AfterAnswer, first_text
 from bond_server.services.ask import Ask
-from bond_server.services.generation import Answer, GenerationService
+from bond_server.services.generation import Answer, Begun, GenerationService
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +45,20 @@ class ComparisonService:
     async def compare(self, asks: Sequence[Ask]) -> list[ComparedAnswer]:
         """Answer all asks in their order.
 
-        Nothing is drawn if one of them is wrong (`InvalidRequestError`). If one fails, the others
-        still end and are recorded, and its error is raised.
+        Nothing is drawn if one of them is wrong (`InvalidRequestError`), or if a limit of the key
+        does not let all of them pass. If one fails, the others still end and are recorded, and its
+        error is raised.
         """
-        for ask in asks:
-            self._generation.plan(ask)
         answers: list[Answer] = []
         failures: list[Exception] = []
-        for ask in asks:
-            context = replace(ask.context, started=time.perf_counter())
-            try:
-                begun = await self._generation.begin(replace(ask, context=context))
-                answers.append(await self._generation.answer(begun, follow_up=False))
-            except Exception as error:
-                failures.append(error)
         try:
+            line = Line(at_once=1)
+            for begun in await self._generation.begin_all(asks):
+                try:
+                    arm = replace(_now(begun), line=line)
+                    answers.append(await self._generation.answer(arm, follow_up=False))
+                except Exception as error:
+                    failures.append(error)
             compared = await self._score(answers)
         except BaseException:
             for answer in answers:  # they were given, and are to be measured all the same
@@ -91,3 +91,9 @@ class ComparisonService:
             ComparedAnswer(answer, found.get(answer.record.id, answer.record.score))
             for answer in answers
         ]
+
+
+def _now(begun: Begun) -> Begun:
+    """The same, timed from now: the arms before it are no part of its time."""
+    context = replace(begun.ask.context, started=time.perf_counter())
+    return replace(begun, ask=replace(begun.ask, context=context))

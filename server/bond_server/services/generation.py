@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
 from bond_server.access.meter import estimate
 from bond_server.metrics import Metrics
-from bond_server.services.admission import Admission
+from bond_server.services.admission import Admission, Line
 from bond_server.services.after_answer import AfterAnswer
 from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
@@ -37,6 +37,10 @@ class Begun:
     ask: Ask
     plan: Plan
     draft: CompletionRecord
+    reserved: int = 0
+    """Tokens that are set aside for it."""
+    line: Line | None = None
+    """Of several answers to one request: those that are admitted with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +99,20 @@ class GenerationService:
 
         Raises `InvalidRequestError`, and the error of a limit that is reached.
         """
-        plan = self.plan(ask)
-        await ask.context.meter.reserve(ask.messages, ask.params.max_tokens, plan.best_of)
-        return Begun(ask, plan, self._recording.draft(ask, plan))
+        [begun] = await self.begin_all([ask])
+        return begun
+
+    async def begin_all(self, asks: Sequence[Ask]) -> list[Begun]:
+        """Begin the asks of one request, which are of the same length: all of them, or none."""
+        plans = [self.plan(ask) for ask in asks]
+        first = asks[0]
+        reserved = await first.context.meter.reserve(
+            [ask.messages for ask in asks], first.params.max_tokens, [p.best_of for p in plans]
+        )
+        return [
+            Begun(ask, plan, self._recording.draft(ask, plan), tokens)
+            for ask, plan, tokens in zip(asks, plans, reserved, strict=True)
+        ]
 
     async def answer(self, begun: Begun, *, follow_up: bool = True) -> Answer:
         """Answer one request; its row is committed when this returns.
@@ -152,7 +167,8 @@ class GenerationService:
         """Hold the places of a request's candidates, its row's commit included; the row says how
         long it waited for them."""
         within_s = self._remaining_s(begun)
-        async with self._admission.admitted(begun.plan.best_of, within_s) as queue_s:
+        admitted = self._admission.admitted(begun.plan.best_of, within_s, begun.line)
+        async with admitted as queue_s:
             yield replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
 
     async def _finish(
@@ -165,6 +181,13 @@ class GenerationService:
             overhead_s, commit_s = await asyncio.shield(committing)
         except (asyncio.CancelledError, GeneratorExit):
             self._background.adopt(committing)  # the row is on its way; it is an answer
+            if not follow_up:  # who would have it measured has gone
+
+                def measure(committed: asyncio.Task[tuple[float, float]]) -> None:
+                    if not committed.cancelled() and committed.exception() is None:
+                        self._after_answer.submit(record)
+
+                committing.add_done_callback(measure)
             raise
         return Answer(record, begun.plan.strategy, overhead_s, commit_s, _note(begun.plan))
 
@@ -181,7 +204,7 @@ class GenerationService:
         except BaseException:
             self._after_answer.forget(record.id)
             raise
-        begun.ask.context.meter.spend(record.total_tokens)
+        begun.ask.context.meter.spend(record.total_tokens, begun.reserved)
         now = time.perf_counter()
         outside_s = record.queue_s + record.generate_s + record.score_s
         overhead_s = now - begun.ask.context.started - outside_s
@@ -245,7 +268,8 @@ class GenerationService:
                     # an engine that was cut before its first word has the prompt before it too
                     unknown = not error.prompt_token_ids
                     prompt_tokens = estimate(begun.ask.messages, 0, 1) if unknown else 0
-                    begun.ask.context.meter.spend(draft.total_tokens + prompt_tokens)
+                    spent = draft.total_tokens + prompt_tokens
+                    begun.ask.context.meter.spend(spent, begun.reserved)
                 reason = f"{type(error).__name__}: {error}"
                 recording = self._recording.commit_failure(draft, started, reason)
                 # it is written even if the caller goes away meanwhile

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bond_core.errors import StoreUnavailableError
-from bond_core.store.idempotency import IdempotencyKeys
+from bond_core.store.idempotency import IdempotencyKeys, KeyState
 from bond_core.store.settlement import KeptAnswer, Settlement
 from bond_server.ids import uuid7
 
@@ -100,7 +100,7 @@ class Idempotency:
         """Claim the key, or say why not; waits a bounded time for a request that holds it."""
         deadline = time.monotonic() + self._wait_s
         holder = uuid7()
-        state = await self._keys.claim(scope, fingerprint, holder, LEASE_S)
+        state = await self._claim(scope, fingerprint, holder)
         while state.holder != holder:
             if state.fingerprint != fingerprint:
                 return Reused()
@@ -111,9 +111,23 @@ class Idempotency:
                 return InFlight()
             await self._until_changed(scope, min(left, LOOK_EVERY_S))
             seen = await self._keys.look(scope)
-            state = seen or await self._keys.claim(scope, fingerprint, holder, LEASE_S)
+            state = seen or await self._claim(scope, fingerprint, holder)
         self._held[scope] = claim = Claim(scope, holder, self._keep_s)
         return claim
+
+    async def _claim(self, scope: str, fingerprint: str, holder: str) -> KeyState:
+        """Ask the store for the key. A caller that goes away meanwhile leaves nothing claimed."""
+        claiming = asyncio.create_task(self._keys.claim(scope, fingerprint, holder, LEASE_S))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await asyncio.wait({claiming})  # it may have been committed, or be about to
+            try:
+                if claiming.result().holder == holder:
+                    await self._keys.release(scope, holder)
+            except StoreUnavailableError as error:
+                logger.warning("an idempotency key stays claimed until its lease ends: %s", error)
+            raise
 
     async def end(self, claim: Claim) -> None:
         """Stop renewing the claim; a key whose request failed may be tried again at once.

@@ -130,3 +130,23 @@ async def test_who_leaves_in_the_second_arm_leaves_no_row_unmeasured(
         statuses = sorted(row.status for row in await all_rows(running.gateway.store))
         assert statuses == (["cancelled", "ok"] if where == "drawing" else ["ok", "ok"])
         assert running.gateway.after_answer._pending == set()
+
+
+async def test_an_arm_is_not_refused_after_another_was_drawn(
+    run: Run, make_config: MakeConfig
+) -> None:
+    config = make_config(
+        engine={"type": "fake", "delay_s": 0.3}, admission={"max_rows": 4, "max_waiting_rows": 3}
+    )
+    async with run(config) as running:
+        arms = {"arms": ["bon", "distilled"], "best_of": 4}
+        asking = asyncio.create_task(running.post("/v1/compare", **arms))
+        await asyncio.sleep(0.05)
+        # while the second arm wants its place, the queue is full of the larger one of these
+        others = [asyncio.create_task(running.post("/v1/distilled"))]
+        await asyncio.sleep(0.05)
+        others.append(asyncio.create_task(running.post("/v1/best-of-n", best_of=4)))
+        responses = await asyncio.gather(asking, *others)
+    assert [response.status_code for response in responses] == [200, 200, 200]
+    _, second = responses[0].json()["arms"]
+    assert second["timings"]["queue_ms"] >= 300  # behind the larger one

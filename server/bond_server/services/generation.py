@@ -268,9 +268,8 @@ class GenerationService:
                     # an engine that was cut before its first word has the prompt before it too
                     unknown = not error.prompt_token_ids
                     prompt_tokens = estimate(begun.ask.messages, 0, 1) if unknown else 0
-                    begun.ask.context.meter.spend(
-                        draft.total_tokens + prompt_tokens, begun.reserved
-                    )
+                    spent = draft.total_tokens + prompt_tokens
+                    begun.ask.context.meter.spend(spent, begun.reserved)
                 reason = f"{type(error).__name__}: {error}"
                 recording = self._recording.commit_failure(draft, started, reason)
                 # it is written even if the caller goes away meanwhile

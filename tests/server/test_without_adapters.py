@@ -1,11 +1,16 @@
 """An engine that takes no adapters: Best-of-N and the reference answer, distilled says why not."""
 
+import asyncio
+
 import pytest
 from published_adapters import challenger, publish
 from running_gateway import MakeConfig, Run
 
 from bond_core.config import ArmsConfig, SplitConfig
 from bond_core.engines import EngineInfo
+from bond_core.errors import EngineUnavailableError
+from bond_core.store import PolicyRecord
+from bond_core.types import PolicyState
 from bond_server.services.arms import servable_arms
 
 WITHOUT = {"type": "fake", "adapters": False}
@@ -61,6 +66,32 @@ async def test_a_gateway_starts_whose_active_version_the_engine_cannot_take(
         assert await running.gateway.store.policies.active() == "v0001"
     async with run(config) as running:
         assert running.gateway.policies.active == "v0001"
+
+
+async def test_a_controller_that_cannot_follow_ends_when_it_is_told_to(
+    run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    path = await publish(config, "v0001")
+    async with run(config) as running:
+        await running.gateway.store.policies.insert(challenger("v0001", path))
+        await running.gateway.controller.tick()
+    async with run(make_config(engine=WITHOUT)) as running:
+        with pytest.raises(EngineUnavailableError):
+            await running.gateway.policies.follow()
+        asked = asyncio.Event()
+
+        async def never(state: PolicyState) -> list[PolicyRecord]:
+            asked.set()
+            return await asyncio.get_running_loop().create_future()
+
+        monkeypatch.setattr(running.gateway.store.policies, "in_state", never)
+        ticking = asyncio.create_task(running.gateway.controller.run())
+        await asked.wait()
+        ticking.cancel()
+        await asyncio.wait({ticking}, timeout=30)
+        assert ticking.cancelled()
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

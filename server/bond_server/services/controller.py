@@ -104,8 +104,10 @@ class Controller:
         try:
             if self.holds_lease:
                 await self._promote_challengers()
-        finally:
+        except Exception:  # but no cancellation, whose place an error of `follow` would take
             await self._registry.follow()
+            raise
+        await self._registry.follow()
 
     async def sweep_forever(self) -> None:
         """Let the lease's holder measure, now and then, the answers that were missed."""

@@ -5,8 +5,9 @@ at the edges, rows are SQLAlchemy's in the store.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -104,9 +105,13 @@ class SamplingParams:
 
     def same_distribution(self, other: "SamplingParams") -> bool:
         """Whether both draw from the same law (neither seed nor details change the law)."""
-        return replace(self, seed=None, top_logprobs=None) == replace(
-            other, seed=None, top_logprobs=None
-        )
+        return _law_of(self) == _law_of(other)
+
+
+_law_of = attrgetter(
+    *(field.name for field in fields(SamplingParams) if field.name not in ("seed", "top_logprobs"))
+)
+"""Every parameter that the law of an answer depends on."""
 
 
 @dataclass(frozen=True, slots=True)

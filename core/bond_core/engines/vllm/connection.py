@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from bond_core.engines.vllm.wire import error_message, error_param
 from bond_core.errors import (
@@ -80,6 +81,7 @@ class Connection:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._session = self._opened()
         self._unpooled = self._opened(force_close=True)
+        self._addresses: dict[str, URL] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def get(self, path: str, *, timeout_s: float | None = None) -> Any:
@@ -168,7 +170,7 @@ class Connection:
         session, disconnected = self._session, False
         while True:
             try:
-                return await session.request(method, self.url + path, **options)
+                return await session.request(method, self._address(path), **options)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 raise self._away(error, reached=disconnected) from error
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
@@ -177,6 +179,13 @@ class Connection:
                 session, disconnected = self._unpooled, True
             except (aiohttp.ClientError, TimeoutError, RuntimeError, OSError) as error:
                 raise self._away(error, reached=True) from error
+
+    def _address(self, path: str) -> URL:
+        """Read once per route: to read an address costs more than to look it up."""
+        address = self._addresses.get(path)
+        if address is None:
+            address = self._addresses[path] = URL(self.url + path)
+        return address
 
     async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> None:
         try:

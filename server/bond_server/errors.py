@@ -1,5 +1,6 @@
 """The one table from exceptions to HTTP, and the one shape of an error."""
 
+import asyncio
 import json
 import logging
 import math
@@ -181,10 +182,12 @@ def _internal(request_id: str) -> ErrorBody:
     return ErrorBody(message=message, type="server_error", param=None, code=INTERNAL_CODE)
 
 
-def error_event(request: Request, error: Exception) -> str:
-    """The data of an event that ends a stream which had begun."""
+def error_event(request: Request, error: Exception | asyncio.CancelledError) -> str:
+    """The data of an event that ends a stream which had begun; a cancellation is a shutdown's."""
     if isinstance(error, BondError):
         body, _ = _told(request.scope, error)
+    elif isinstance(error, asyncio.CancelledError):
+        body = _shutting_down()
     else:
         request_id = request.scope[CONTEXT_KEY].request_id
         logger.exception("request %s failed in its stream", request_id, exc_info=error)
@@ -213,15 +216,18 @@ def retry_headers(seconds: float) -> dict[str, str]:
 
 def shutting_down() -> Response:
     """What a request gets that outlasts the grace of a shutdown."""
-    body = ErrorBody(
+    headers = {**retry_headers(1.0), "connection": "close"}
+    return error_json(_shutting_down(), HTTPStatus.SERVICE_UNAVAILABLE, headers)
+
+
+def _shutting_down() -> ErrorBody:
+    return ErrorBody(
         message="the gateway is shutting down and could not wait for this answer any longer "
         "(server.shutdown_grace_s); send the request again",
         type="server_error",
         param=None,
         code=SHUTTING_DOWN_CODE,
     )
-    headers = {**retry_headers(1.0), "connection": "close"}
-    return error_json(body, HTTPStatus.SERVICE_UNAVAILABLE, headers)
 
 
 def bond_error(scope: Scope, error: BondError) -> Response:

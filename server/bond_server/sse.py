@@ -14,6 +14,7 @@ from bond_server.http_protocol import hang_up
 logger = logging.getLogger(__name__)
 
 
+_END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Proxies such as nginx would collect the events otherwise."""
 LATE_SEND_S = 5.0
@@ -47,7 +48,7 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[str],
         headers: Mapping[str, str],
-        told: Callable[[Exception], str],
+        told: Callable[[Exception | asyncio.CancelledError], str],
         keep_alive_s: float,
         send_timeout_s: float,
         until: float | None = None,
@@ -77,10 +78,14 @@ class EventStream(Response):
             logger.warning("a stream was ended: its client read nothing for too long")
             sending.cancel()
             await hang_up(scope, watching)
+        except asyncio.CancelledError as error:  # of a shutdown whose grace is over
+            await _ended(sending, watching, keeping)
+            if not self._started:
+                raise
+            await self._say(send, _event(self._told(error)))
+            await self._send(send, _END)
         finally:
-            for task in (sending, watching, keeping):
-                task.cancel()
-            await asyncio.wait({sending, watching, keeping})
+            await _ended(sending, watching, keeping)
 
     async def _send_all(self, send: Send) -> None:
         try:
@@ -93,7 +98,7 @@ class EventStream(Response):
             if not self._started:
                 raise
             await self._say(send, _event(self._told(error)))
-        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send(send, _END)
 
     async def _keep_alive(self, send: Send) -> None:
         while True:
@@ -135,6 +140,12 @@ class EventStream(Response):
 
 def _event(data: str) -> str:
     return f"data: {data}\n\n"
+
+
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def _disconnected(receive: Receive) -> None:

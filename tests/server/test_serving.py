@@ -213,3 +213,24 @@ def test_every_line_of_a_json_log_is_json(tmp_path: Path, rewards_file: Path) ->
         _, log = process.communicate(timeout=30)
     lines = [json.loads(line) for line in log.splitlines()]
     assert {"bond.access", "uvicorn.error"} <= {line["logger"] for line in lines}
+
+
+async def test_a_stream_that_outlasts_the_grace_of_a_shutdown_is_told_so(
+    tmp_path: Path, rewards_file: Path
+) -> None:
+    config = write_config(tmp_path, rewards_file, delay_s=20, shutdown_grace_s=1)
+    with ready_gateway(config) as (process, url):
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+            client.stream("POST", "/v1/distilled", json={**HI, "stream": True}) as response,
+        ):
+            lines = response.aiter_lines()
+            told = [await anext(lines)]
+            process.send_signal(signal.SIGTERM)
+            told += [line async for line in lines]
+        _, log = process.communicate(timeout=30)
+    last = json.loads([line for line in told if line][-1].removeprefix("data: "))
+    assert last["error"]["code"] == "shutting_down"
+    assert "Traceback" not in log
+    assert process.returncode == 0
+    assert [status for _, status in rows(config)] == ["cancelled"]

@@ -37,7 +37,7 @@ from bond_server.access.failures import (
     LimitExceededError,
     MissingScopeError,
 )
-from bond_server.access.rules import route_of
+from bond_server.access.rules import methods_of, route_of
 from bond_server.context import CONTEXT_KEY
 from bond_server.schemas.completion import ErrorAnswer, ErrorBody
 from bond_server.services.engine_fields import UNKNOWN_CODE
@@ -252,6 +252,7 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
     status = error.status_code
     message = str(error.detail)
     code = HTTP_CODES.get(status)
+    headers = dict(error.headers or {})
     if isinstance(error, TooDeepError):
         code = DEPTH_CODE
     elif status == HTTPStatus.BAD_REQUEST:
@@ -262,11 +263,14 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
     elif status == HTTPStatus.NOT_FOUND:
         message = f"there is no route {request.method} {request.url.path}"
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        # the framework names those of one route, and a path may have several
+        allowed = ", ".join(methods_of(request.url.path)) or "another method"
         message = f"{request.url.path} does not take {request.method}; it takes {allowed}"
+        headers = {name: value for name, value in headers.items() if name.lower() != "allow"}
+        headers["allow"] = allowed
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     body = ErrorBody(message=message, type=kind, param=None, code=code)
-    return error_json(body, status, error.headers)
+    return error_json(body, status, headers)
 
 
 def _validation_error(error: RequestValidationError) -> Response:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import pytest
 from running_gateway import MODEL, MakeConfig, Run, Running
 
 HI = [{"role": "user", "content": "hi"}]
@@ -318,3 +319,23 @@ async def test_wrong_comparisons(run: Run, make_config: MakeConfig) -> None:
             response = await running.post("/v1/compare", **body)
             assert error_of(response, status)["param"] == param, body
         assert await nothing_was_drawn(running)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/chat/completions", "GET, POST"),
+        ("/v1/chat/completions/chatcmpl-1", "DELETE, GET, POST"),
+        ("/v1/session", "DELETE, GET, POST"),
+        ("/v1/distilled", "POST"),
+        ("/healthz", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_that_the_path_takes(
+    run: Run, make_config: MakeConfig, path: str, allowed: str
+) -> None:
+    async with run(make_config()) as running:
+        refused = await running.client.put(path, json={})
+    assert refused.status_code == 405
+    assert refused.headers["allow"] == allowed
+    assert f"it takes {allowed}" in refused.json()["error"]["message"]

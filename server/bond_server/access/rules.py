@@ -89,6 +89,12 @@ _PATTERNS = [
 ]
 
 
+def methods_of(path: str) -> list[str]:
+    """Every method that some route takes for a path, in alphabetical order."""
+    exact = {method for method, of_path in _EXACT if of_path == path}
+    return sorted(exact | {method for method, pattern, _ in _PATTERNS if pattern.match(path)})
+
+
 def rule_of(method: str, path: str) -> Rule:
     """What a request for a path needs, by the same patterns as the router's."""
     exact = _EXACT.get((method, path))

@@ -15,7 +15,7 @@ FRESH_S = 120.0
 async def last_report() -> float | None:
     """Unix seconds of the trainer's last report, None if there was never one."""
     config = load_config(Path(sys.argv[1]))
-    store = await open_store(config.store_url)
+    store = await open_store(config.store_url, migrate=False)
     try:
         run = await store.training.latest()
     finally:

@@ -87,7 +87,7 @@ def test_secrets_have_no_default() -> None:
             else:
                 assert rest.startswith("-") or rest.startswith(":-"), f"{file.name}: {name}"
     written = set(re.findall(r"^([A-Z_]+)=\$?", text_of("new-secrets"), re.MULTILINE))
-    assert written == SECRETS
+    assert written - {"COMPOSE_PROJECT_NAME"} == SECRETS
 
 
 def test_every_setting_is_documented_and_none_that_does_not_exist() -> None:
@@ -200,7 +200,14 @@ def test_the_proxy_bounds_what_the_gateway_bounds(config: BondConfig) -> None:
 
     assert [n * 2**20 for n in value("client_max_body_size", "m")] == [config.access.max_body_bytes]
     assert isinstance(config.engine, VllmEngineConfig)
-    assert value("proxy_read_timeout", "s")[0] > config.engine.timeout_s
+    scorer_s = getattr(config.scorer, "timeout_s", 0.0)
+    longest_s = (
+        config.admission.max_wait_s
+        + config.engine.timeout_s
+        + scorer_s
+        + config.store.commit_timeout_s
+    )
+    assert value("proxy_read_timeout", "s")[0] > longest_s >= 370
     assert min(value("keepalive_timeout", "s")) < 5  # uvicorn closes idle connections then
     assert value("limit_conn all", "")[0] < config.admission.max_requests
     assert value("worker_shutdown_timeout", "s")[0] > config.server.shutdown_grace_s
@@ -208,6 +215,31 @@ def test_the_proxy_bounds_what_the_gateway_bounds(config: BondConfig) -> None:
     # a POST that was sent is never sent again
     retried = re.findall(r"^\s*proxy_next_upstream (.*);", text, re.MULTILINE)
     assert retried == ["error timeout"]
+
+
+def test_a_place_that_sets_a_header_sets_the_others_again() -> None:
+    """One `proxy_set_header` drops all that the levels above have set."""
+    text = text_of("nginx/nginx.conf")
+    outer = set(re.findall(r"^ {8}proxy_set_header (\S+)", text, re.MULTILINE))
+    assert {"Host", "Connection", "X-Forwarded-For"} <= outer
+    for block in re.findall(r"^ {8}location [^{]*{\n(.*?)^ {8}}", text, re.MULTILINE | re.DOTALL):
+        inner = set(re.findall(r"proxy_set_header (\S+)", block))
+        assert not inner or outer <= inner
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_an_image_of_ours_is_built_once_and_never_pulled(name: str) -> None:
+    ours = {s: its for s, its in services(name).items() if its["image"].startswith("bondserve/")}
+    builders = [its["image"] for its in ours.values() if "build" in its]
+    assert sorted(builders) == sorted({its["image"] for its in ours.values()})
+    for its in ours.values():
+        assert its["pull_policy"] == ("build" if "build" in its else "never")
+
+
+def test_running_requests_have_their_grace_before_docker_kills(config: BondConfig) -> None:
+    for name in ("gateway-a", "gateway-b"):
+        grace_s = int(services("cpu")[name]["stop_grace_period"].removesuffix("s"))
+        assert 30 <= config.server.shutdown_grace_s <= grace_s - 10
 
 
 def test_prometheus_asks_services_where_they_listen(config: BondConfig) -> None:

@@ -31,7 +31,7 @@ def stack() -> Iterator[Project]:
     random = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
     settings = {
         "BONDSERVE_PORT": str(free_port()),
-        "BONDSERVE_SUBNET": "172.30.65",
+        "BONDSERVE_SUBNET": "10.213.65",
         "BONDSERVE_API_KEY": f"sk-bond-{secrets.token_hex(6)}-{random}",
         "POSTGRES_PASSWORD": secrets.token_hex(24),
         "GRAFANA_PASSWORD": secrets.token_hex(16),

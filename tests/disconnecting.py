@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from typing import Any
 
 from running_gateway import Running
@@ -12,11 +13,12 @@ HI = [{"role": "user", "content": "hi"}]
 async def disconnecting_post(
     running: Running,
     path: str,
-    after_s: float,
+    after_s: float | Awaitable[object],
     header: tuple[bytes, bytes] = (b"x-a", b"b"),
     asked: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Speak ASGI as a server does whose client closes the connection after a while."""
+    """Speak ASGI as a server does whose client closes the connection after a while, or after
+    something."""
     body = json.dumps(asked or {"messages": HI}).encode()
     sent: list[dict[str, Any]] = []
     inbox = [{"type": "http.request", "body": body, "more_body": False}]
@@ -24,7 +26,7 @@ async def disconnecting_post(
     async def receive() -> dict[str, Any]:
         if inbox:
             return inbox.pop()
-        await asyncio.sleep(after_s)
+        await (asyncio.sleep(after_s) if isinstance(after_s, float) else after_s)
         return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:

@@ -6,11 +6,11 @@
     │   ├── UnknownModelError       no such model id or policy version
     │   └── UnknownCompletionError  no completion of that id is stored
     ├── ConfigError                 a configuration file, flag or variable is wrong
-    ├── ModelLoadError              a model or reward model cannot be loaded
     ├── AdapterError                an adapter directory is incomplete, altered or does not fit
     │   └── ProbeError              loaded, but what is served is not this version
     ├── UnknownVersionError         the engine does not hold this version
     ├── QuotingError                its message quotes another program; `loggable` does not
+    │   ├── ModelLoadError          a model or reward model cannot be loaded
     │   ├── EngineUnavailableError  the engine cannot answer now
     │   └── ScoringError            a scorer failed, or returned something that is not a score
     │       └── ScorerUnavailableError  its server is away, refuses us or answers nonsense
@@ -92,8 +92,9 @@ class ConfigError(BondError):
     """The configuration is wrong; the message names the key and the nearest valid one."""
 
 
-class ModelLoadError(BondError):
-    """A model or reward model cannot be loaded: which, why, what to do."""
+class ModelLoadError(QuotingError):
+    """A model or reward model cannot be loaded: which, why, what to do; `loggable` is without what
+    its server said."""
 
 
 class AdapterError(BondError):

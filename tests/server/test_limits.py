@@ -475,14 +475,16 @@ async def test_of_several_prompts_that_are_broken_off_the_open_ones_cost_what_wa
         stopped(running)
         limits = KeyLimits(tokens_per_minute=10_000)
         key, secret = await make_key(running, ["infer"], limits=limits)
-        asking = asyncio.create_task(prompts_of(running, secret, stream=True))
 
         async def first() -> bool:
             return running.metric("bond_log_rows_total", arm="reference", status="ok") >= 1
 
-        await eventually(first)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        body = {"model": f"{MODEL}:reference", "prompt": PROMPTS, "max_tokens": 50, "stream": True}
+        authorization = (b"authorization", f"Bearer {secret}".encode())
+        sent = await disconnecting_post(
+            running, "/v1/completions", eventually(first), authorization, body
+        )
+        assert all(message.get("more_body", True) for message in sent)  # not told to the end
         await running.gateway.background.drain(5.0)
         rows = await all_rows(running.gateway.store)
         answered = [row.total_tokens for row in rows if row.status == "ok"]

@@ -92,7 +92,7 @@ class AdapterFanOut:
             raise EngineUnavailableError(away[0].message, away[0].loggable)
         for replica, outcome in zip(ready, outcomes, strict=True):
             if isinstance(outcome, AwayError):
-                replica.exclude(f"it did not load {adapter.version}: {outcome}")
+                replica.exclude(f"it did not load {adapter.version}: {outcome.loggable}")
 
     async def load_on(self, replica: Replica, adapter: Adapter) -> None:
         """Load and check on one replica."""
@@ -132,7 +132,8 @@ class AdapterFanOut:
         try:
             await replica.unload(adapter.name, LOAD_TIMEOUT_S)
         except (AwayError, RefusedError) as error:
-            logger.warning("%s was not unloaded from %s: %s", adapter.name, replica.url, error)
+            told = "%s was not unloaded from %s: %s"
+            logger.warning(told, adapter.name, replica.url, error.loggable)
 
 
 def _why_refused(replica: Replica, adapter: Adapter, error: RefusedError) -> str:

@@ -49,11 +49,11 @@ class AwayError(QuotingError):
         """What it answered, if it did: 500 and above."""
 
 
-class RefusedError(BondError):
+class RefusedError(QuotingError):
     """The server answered with a status that says that the request is at fault."""
 
     def __init__(self, status: int, message: str, param: str | None) -> None:
-        super().__init__(message)
+        super().__init__(message, f"status {status}")
         self.status = status
         self.param = param
 

@@ -119,7 +119,7 @@ class Fleet:
                 missed += 1
                 unreachable = isinstance(error, AwayError) and not error.reached
                 if missed >= LOOKS_MISSED or unreachable:
-                    replica.exclude(str(error))
+                    replica.exclude(error.loggable)
                 continue
             missed = 0
             missing = (known & replica.adapters) - held
@@ -134,7 +134,7 @@ class Fleet:
             try:
                 await restore(replica)
             except BondError as error:
-                replica.exclude(f"it cannot be made ready: {error.message}")
+                replica.exclude(f"it cannot be made ready: {error.loggable}")
             except Exception:
                 logger.exception("restoring %s failed", replica.url)
                 replica.exclude("making it ready failed; see the log")

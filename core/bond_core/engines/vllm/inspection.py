@@ -50,18 +50,18 @@ async def inspect(replica: Replica, wanted: str, timeout_s: float) -> Abilities:
             if error.status == NOT_FOUND
             else ""
         )
-        raise ModelLoadError(
-            f"vLLM at {replica.url} refuses a trial request ({error}){hint}"
-        ) from error
+        told = f"vLLM at {replica.url} refuses a trial request ({{}}){hint}"
+        raise ModelLoadError(told.format(error), told.format(error.loggable)) from error
     except AwayError as error:
-        raise ModelLoadError(
-            f"no vLLM server answers at {replica.url} ({error}): start one (`bond vllm` prints the "
+        told = (
+            f"no vLLM server answers at {replica.url} ({{}}): start one (`bond vllm` prints the "
             "command), or correct engine.urls"
-        ) from error
+        )
+        raise ModelLoadError(told.format(error), told.format(error.loggable)) from error
     except ModelLoadError:
         raise
     except BondError as error:
-        raise ModelLoadError(error.message) from error
+        raise ModelLoadError(error.message, error.loggable) from error
     return Abilities(model, priorities, processed, max_loras)
 
 

@@ -49,7 +49,7 @@ async def open_replicas(fleet: Fleet, config: VllmEngineConfig) -> list[Abilitie
             abilities.append(outcome)
             replica.admit()
         elif isinstance(outcome, BondError):
-            replica.exclude(outcome.message)
+            replica.exclude(outcome.loggable)
         else:
             raise outcome
     if not abilities:
@@ -171,7 +171,8 @@ async def measured_noise(fleet: Fleet, name: str) -> float:
 
         found = await fleet.call("", NOISE_SAMPLES, score)
     except RefusedError as error:
-        raise EngineUnavailableError(f"vLLM refuses a trial request: {error}") from error
+        refused = "vLLM refuses a trial request: "
+        raise EngineUnavailableError(refused + str(error), refused + error.loggable) from error
     pairs = zip(drawn.completions, found, strict=True)
     return max(LEAST_NOISE_NATS, *(abs(c.logprob - sum(values)) for c, values in pairs))
 

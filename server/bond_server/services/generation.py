@@ -4,17 +4,17 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 from bond_core.config import ArmsConfig
 from bond_core.engines import Engine
-from bond_core.errors import DeadlineError, EngineUnavailableError, InvalidRequestError
+from bond_core.errors import EngineUnavailableError
 from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
-from bond_server.access.meter import estimate
 from bond_server.metrics import Metrics
+from bond_server.services.accounting import Accounting
 from bond_server.services.admission import Admission, Line
 from bond_server.services.after_answer import AfterAnswer
 from bond_server.services.arms import refuse_distilled
@@ -84,6 +84,7 @@ class GenerationService:
         self._recording = recording
         self._after_answer = after_answer
         self._arms = arms
+        self._accounting = Accounting(recording, metrics, background)
         self._scoring_time = ScoringTime()
         self._metrics = metrics
 
@@ -120,11 +121,12 @@ class GenerationService:
         Raises `InvalidRequestError`, `OverloadedError`, `EngineUnavailableError`, `DeadlineError`
         or `StoreUnavailableError`. With `follow_up` false the caller judges single samples itself.
         """
-        async with self._admitted(begun) as admitted:
-            async with self._accounted(admitted):
-                drawn = await self._draw(admitted)
-                selection = await self._choose(admitted, drawn)
-            return await self._finish(admitted, drawn, selection, follow_up)
+        async with self._places(begun) as queue_s:
+            begun = _waited(begun, queue_s)
+            async with self._accounted(begun):
+                drawn = await self._draw(begun)
+                selection = await self._choose(begun, drawn)
+            return await self._finish(begun, drawn, selection, follow_up)
 
     async def stream(self, begun: Begun) -> AsyncGenerator[TextDelta | Answer]:
         """The pieces of a single sample as they are drawn, then the answer, whose row is committed
@@ -136,8 +138,9 @@ class GenerationService:
         if not plan.streams:
             yield await self.answer(begun)
             return
-        async with self._admitted(begun) as admitted:
-            async with self._accounted(admitted):
+        async with self._places(begun) as queue_s:
+            begun = _waited(begun, queue_s)
+            async with self._accounted(begun):
                 async with self._policies.using(plan.version):
                     started = time.perf_counter()
                     work = Work(plan.version, ask.messages, ask.params, 1)
@@ -155,21 +158,20 @@ class GenerationService:
                     raise EngineUnavailableError("the engine ended a stream without its answer")
                 generation = Generation(completed.prompt_token_ids, (completed.completion,))
                 drawn = Drawn(generation, (0,), generate_s)
-            yield await self._finish(admitted, drawn, unranked(drawn, 1), follow_up=True)
+            yield await self._finish(begun, drawn, unranked(drawn, 1), follow_up=True)
 
     def until(self, begun: Begun) -> float | None:
         """The request's deadline by the loop's clock; None if it has none."""
         remaining_s = self._remaining_s(begun)
         return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
 
-    @asynccontextmanager
-    async def _admitted(self, begun: Begun) -> AsyncGenerator[Begun]:
-        """Hold the places of a request's candidates, its row's commit included; the row says how
-        long it waited for them."""
+    def _places(self, begun: Begun) -> AbstractAsyncContextManager[float]:
+        """Places of a request's candidates, held until its row is committed."""
         within_s = self._remaining_s(begun)
-        admitted = self._admission.admitted(begun.plan.best_of, within_s, begun.line)
-        async with admitted as queue_s:
-            yield replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
+        return self._admission.admitted(begun.plan.best_of, within_s, begun.line)
+
+    def _accounted(self, begun: Begun) -> AbstractAsyncContextManager[None]:
+        return self._accounting.of(begun.ask, begun.plan, begun.draft, begun.reserved)
 
     async def _finish(
         self, begun: Begun, drawn: Drawn, selection: Selection, follow_up: bool
@@ -199,8 +201,11 @@ class GenerationService:
         started = time.perf_counter()
         self._after_answer.expect(record.id)
         try:
-            async with settling(begun.ask.claim, _uncommitted(begun, record)) as settlement:
-                await self._recording.commit(record, settlement)
+            if (claim := begun.ask.claim) is None:
+                await self._recording.commit(record)
+            else:
+                async with settling(claim, _uncommitted(begun, record)) as settlement:
+                    await self._recording.commit(record, settlement)
         except BaseException:
             self._after_answer.forget(record.id)
             raise
@@ -245,36 +250,10 @@ class GenerationService:
             return None
         return begun.ask.context.started + deadline_s - time.perf_counter()
 
-    @asynccontextmanager
-    async def _accounted(self, begun: Begun) -> AsyncGenerator[None]:
-        """Failures and cancellations are rows of their arm too; the caller's mistakes are not."""
-        draft, started = begun.draft, begun.ask.context.started
-        self._metrics.assignments.labels(begun.plan.arm.value).inc()
-        with self._metrics.in_flight.track_inprogress():
-            try:
-                yield
-            except (asyncio.CancelledError, GeneratorExit):
-                self._recording.commit_cancellation(draft, started)
-                raise
-            except InvalidRequestError:
-                raise
-            except Exception as error:
-                if isinstance(error, DeadlineError):
-                    draft = replace(
-                        draft,
-                        prompt_token_ids=error.prompt_token_ids,
-                        cut_tokens=error.cut_tokens,
-                    )
-                    # an engine that was cut before its first word has the prompt before it too
-                    unknown = not error.prompt_token_ids
-                    prompt_tokens = estimate(begun.ask.messages, 0, 1) if unknown else 0
-                    spent = draft.total_tokens + prompt_tokens
-                    begun.ask.context.meter.spend(spent, begun.reserved)
-                reason = f"{type(error).__name__}: {error}"
-                recording = self._recording.commit_failure(draft, started, reason)
-                # it is written even if the caller goes away meanwhile
-                await asyncio.shield(self._background.spawn(recording, f"record failed {draft.id}"))
-                raise
+
+def _waited(begun: Begun, queue_s: float) -> Begun:
+    """With its row saying how long it waited for its places."""
+    return replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
 
 
 def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRecord:

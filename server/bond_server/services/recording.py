@@ -79,9 +79,9 @@ class Recording:
                 settlement = settlement.without_answer()
             await self._completions.record(row, settlement)
         except Exception:  # a defect of ours is no answer either
-            self._metrics.requests.labels(record.arm.value, "failed").inc()
+            self._metrics.requests(record.arm.value, "failed").inc()
             raise
-        self._metrics.log_rows.labels(record.arm.value, record.status).inc()
+        self._metrics.log_rows(record.arm.value, record.status).inc()
 
     async def _kept(self, record: CompletionRecord) -> CompletionRecord:
         """What of the record is stored: all of it, with other words, or without content."""
@@ -116,7 +116,7 @@ class Recording:
         except StoreUnavailableError as store_error:
             logger.error("a failed answer was not recorded: %s", store_error)
             return
-        self._metrics.requests.labels(row.arm.value, row.status).inc()
+        self._metrics.requests(row.arm.value, row.status).inc()
         self._metrics.generation_tokens.labels(row.arm.value).inc(row.generated_tokens)
 
     def commit_cancellation(self, draft: CompletionRecord, started: float) -> None:
@@ -133,7 +133,7 @@ class Recording:
 
     async def _commit_cancelled(self, row: CompletionRecord) -> None:
         await self.commit(row)
-        self._metrics.requests.labels(row.arm.value, row.status).inc()
+        self._metrics.requests(row.arm.value, row.status).inc()
 
 
 def _given(value: bool | None, default: bool) -> bool:

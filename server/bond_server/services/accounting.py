@@ -1,15 +1,14 @@
 """Requests that end without an answer, and what they cost."""
 
 import asyncio
-from dataclasses import replace
+import time
 from types import TracebackType
 
 from bond_core.errors import DeadlineError, InvalidRequestError
-from bond_core.store.records import CompletionRecord
 from bond_server.access.meter import estimate
 from bond_server.metrics import Metrics
-from bond_server.services.ask import Ask, Plan
 from bond_server.services.background import Background
+from bond_server.services.draft import Draft
 from bond_server.services.recording import Recording
 
 
@@ -21,10 +20,10 @@ class Accounting:
         self._metrics = metrics
         self._background = background
 
-    def of(self, ask: Ask, plan: Plan, draft: CompletionRecord, reserved: int) -> "_Accounted":
+    def of(self, draft: Draft, reserved: int) -> "_Accounted":
         """Around the work on an answer, which counts as assigned from here on."""
-        self._metrics.assignments(plan.arm.value).inc()
-        return _Accounted(self, ask, draft, reserved)
+        self._metrics.assignments(draft.plan.arm.value).inc()
+        return _Accounted(self, draft, reserved)
 
     def began(self) -> None:
         """One more is in the making."""
@@ -34,24 +33,31 @@ class Accounting:
         """One less."""
         self._metrics.in_flight.dec()
 
-    def cancelled(self, ask: Ask, draft: CompletionRecord) -> None:
+    def cancelled(self, draft: Draft) -> None:
         """Its client, or a shutdown, ended it."""
-        self._recording.commit_cancellation(draft, ask.context.started)
+        row = draft.record(
+            status="cancelled",
+            error="cancelled before it was answered",
+            latency_s=_since(draft),
+        )
+        self._recording.commit_cancellation(row)
 
-    async def failed(
-        self, ask: Ask, draft: CompletionRecord, reserved: int, error: Exception
-    ) -> None:
+    async def failed(self, draft: Draft, reserved: int, error: Exception) -> None:
         """It raised; what was drawn in vain until a deadline is paid for."""
+        prompt_token_ids, cut_tokens = (), 0
         if isinstance(error, DeadlineError):
-            draft = replace(
-                draft, prompt_token_ids=error.prompt_token_ids, cut_tokens=error.cut_tokens
-            )
+            prompt_token_ids, cut_tokens = error.prompt_token_ids, error.cut_tokens
             # an engine that was cut before its first word has the prompt before it too
-            unknown = not error.prompt_token_ids
-            prompt_tokens = estimate(ask.messages, 0, 1) if unknown else 0
-            ask.context.meter.spend(draft.total_tokens + prompt_tokens, reserved)
-        reason = f"{type(error).__name__}: {error}"
-        recording = self._recording.commit_failure(draft, ask.context.started, reason)
+            prompt_tokens = len(prompt_token_ids) or estimate(draft.ask.messages, 0, 1)
+            draft.ask.context.meter.spend(prompt_tokens + cut_tokens, reserved)
+        row = draft.record(
+            status="failed",
+            error=f"{type(error).__name__}: {error}",
+            latency_s=_since(draft),
+            prompt_token_ids=prompt_token_ids,
+            cut_tokens=cut_tokens,
+        )
+        recording = self._recording.commit_failure(row)
         # it is written even if the caller goes away meanwhile
         await asyncio.shield(self._background.spawn(recording, f"record failed {draft.id}"))
 
@@ -59,13 +65,10 @@ class Accounting:
 class _Accounted:
     """A class, as a generator would cost each request several times as much."""
 
-    __slots__ = ("_accounting", "_ask", "_draft", "_reserved")
+    __slots__ = ("_accounting", "_draft", "_reserved")
 
-    def __init__(
-        self, accounting: Accounting, ask: Ask, draft: CompletionRecord, reserved: int
-    ) -> None:
+    def __init__(self, accounting: Accounting, draft: Draft, reserved: int) -> None:
         self._accounting = accounting
-        self._ask = ask
         self._draft = draft
         self._reserved = reserved
 
@@ -80,8 +83,12 @@ class _Accounted:
     ) -> None:
         try:
             if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-                self._accounting.cancelled(self._ask, self._draft)
+                self._accounting.cancelled(self._draft)
             elif isinstance(error, Exception) and not isinstance(error, InvalidRequestError):
-                await self._accounting.failed(self._ask, self._draft, self._reserved, error)
+                await self._accounting.failed(self._draft, self._reserved, error)
         finally:
             self._accounting.ended()
+
+
+def _since(draft: Draft) -> float:
+    return time.perf_counter() - draft.ask.context.started

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bond_core.config import ArmsConfig
 from bond_core.engines import Engine
@@ -21,6 +21,7 @@ from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
 from bond_server.services.background import Background
 from bond_server.services.best_of_n import Selection, select, unranked
+from bond_server.services.draft import Draft
 from bond_server.services.drawing import Drawn, Work, draw_all, draw_until, stream_until
 from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
@@ -34,13 +35,21 @@ NOTE_NOTHING_PROMOTED = "no version has been promoted yet: distilled is the refe
 class Begun:
     """A request that has its plan and its row's name, and nothing else yet."""
 
-    ask: Ask
-    plan: Plan
-    draft: CompletionRecord
+    draft: Draft
     reserved: int = 0
     """Tokens that are set aside for it."""
     line: Line | None = None
     """Of several answers to one request: those that are admitted with it."""
+
+    @property
+    def ask(self) -> Ask:
+        """What was asked."""
+        return self.draft.ask
+
+    @property
+    def plan(self) -> Plan:
+        """How it is answered."""
+        return self.draft.plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +120,7 @@ class GenerationService:
             [ask.messages for ask in asks], first.params.max_tokens, [p.best_of for p in plans]
         )
         return [
-            Begun(ask, plan, self._recording.draft(ask, plan), tokens)
+            Begun(self._recording.draft(ask, plan), tokens)
             for ask, plan, tokens in zip(asks, plans, reserved, strict=True)
         ]
 
@@ -122,8 +131,8 @@ class GenerationService:
         or `StoreUnavailableError`. With `follow_up` false the caller judges single samples itself.
         """
         async with self._places(begun) as queue_s:
-            begun = _waited(begun, queue_s)
-            async with self._accounted(begun):
+            begun.draft.queue_s = queue_s
+            async with self._accounting.of(begun.draft, begun.reserved):
                 drawn = await self._draw(begun)
                 selection = await self._choose(begun, drawn)
             return await self._finish(begun, drawn, selection, follow_up)
@@ -139,8 +148,8 @@ class GenerationService:
             yield await self.answer(begun)
             return
         async with self._places(begun) as queue_s:
-            begun = _waited(begun, queue_s)
-            async with self._accounted(begun):
+            begun.draft.queue_s = queue_s
+            async with self._accounting.of(begun.draft, begun.reserved):
                 async with self._policies.using(plan.version):
                     started = time.perf_counter()
                     work = Work(plan.version, ask.messages, ask.params, 1)
@@ -169,9 +178,6 @@ class GenerationService:
         """Places of a request's candidates, held until its row is committed."""
         within_s = self._remaining_s(begun)
         return self._admission.admitted(begun.plan.best_of, within_s, begun.line)
-
-    def _accounted(self, begun: Begun) -> AbstractAsyncContextManager[None]:
-        return self._accounting.of(begun.ask, begun.plan, begun.draft, begun.reserved)
 
     async def _finish(
         self, begun: Begun, drawn: Drawn, selection: Selection, follow_up: bool
@@ -221,16 +227,13 @@ class GenerationService:
     async def _draw(self, begun: Begun) -> Drawn:
         plan, ask = begun.plan, begun.ask
         async with self._policies.using(plan.version):
-            started = time.perf_counter()
             work = Work(plan.version, ask.messages, ask.params, plan.best_of)
             if (remaining_s := self._remaining_s(begun)) is None:
-                drawn = await draw_all(self._engine, work)
-            else:
-                within_s = remaining_s
-                if plan.strategy == "best_of_n":
-                    within_s -= self._scoring_time.set_aside_s(remaining_s)
-                drawn = await draw_until(self._engine, work, within_s)
-            return replace(drawn, generate_s=time.perf_counter() - started)
+                return await draw_all(self._engine, work)
+            within_s = remaining_s
+            if plan.strategy == "best_of_n":
+                within_s -= self._scoring_time.set_aside_s(remaining_s)
+            return await draw_until(self._engine, work, within_s)
 
     async def _choose(self, begun: Begun, drawn: Drawn) -> Selection:
         plan, ask = begun.plan, begun.ask
@@ -251,15 +254,9 @@ class GenerationService:
         return begun.ask.context.started + deadline_s - time.perf_counter()
 
 
-def _waited(begun: Begun, queue_s: float) -> Begun:
-    """With its row saying how long it waited for its places."""
-    return replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
-
-
 def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRecord:
-    by_index = {candidate.index: candidate for candidate in selection.candidates}
-    return replace(
-        begun.draft,
+    first = selection.chosen[0]
+    return begun.draft.record(
         prompt_token_ids=drawn.generation.prompt_token_ids,
         candidates=selection.candidates,
         cut_tokens=drawn.cut_tokens,
@@ -269,7 +266,7 @@ def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRec
         generate_s=drawn.generate_s,
         score_s=selection.score_s,
         latency_s=time.perf_counter() - begun.ask.context.started,
-        score=by_index[selection.chosen[0]].score,
+        score=next(c.score for c in selection.candidates if c.index == first),
     )
 
 

@@ -24,6 +24,7 @@ from bond_server.services.generation import GenerationService
 from bond_server.services.idempotency import Idempotency
 from bond_server.services.models import Models
 from bond_server.services.policies import PolicyRegistry
+from bond_server.services.pricing import pricing_of
 from bond_server.services.recording import Recording
 from bond_server.services.redaction import Redactor, load_redactor
 from bond_server.services.retention import Retention
@@ -183,6 +184,7 @@ def _assemble(
         metrics,
         background,
         admission,
+        pricing_of(config.prices, metrics),
     )
     return Gateway(
         config=config,

@@ -139,7 +139,9 @@ async def test_what_vllm_says_instead_of_an_answer_is_in_no_log(
     text, status = FAULTS[fault]
     async with running_vllm() as server:
         engine = {"type": "vllm", "urls": [server.url], "breaker_failures": 1}
-        engine["health_every_s"] = 0.05  # so that it is tried to be made ready again, which fails too
+        engine["health_every_s"] = (
+            0.05  # so that it is tried to be made ready again, which fails too
+        )
         async with run(make_config(engine=engine, model={"name": MODEL})) as running:
             server.fault = says(text, status)
             stream = text.startswith("data:")

@@ -102,7 +102,9 @@ async def open_gateway(
         await gateway.controller.restore()
         await gatekeeper.keyring.refresh()  # loading models may have taken minutes
         stack.push_async_callback(gateway.controller.close)
-        told_by_store = StoreMetrics(config.trainer.gate.kl_budget_nats)
+        told_by_store = StoreMetrics(
+            config.trainer.gate.kl_budget_nats, trainer_expected=config.trainer.expected
+        )
         metrics.registry.register(told_by_store)
         stack.callback(metrics.registry.unregister, told_by_store)
         loops = [

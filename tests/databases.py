@@ -11,7 +11,9 @@ under a system user of its own.
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +61,28 @@ class PostgresServer:
         self._psql(f"DROP DATABASE IF EXISTS {database};")
         self._psql(f"CREATE DATABASE {database};")
         return self.url(database)
+
+    @contextmanager
+    def having(self, **settings: str) -> Iterator[None]:
+        """A server with other settings, which connections made meanwhile meet; as before after."""
+        before = {name: self._shown(name) for name in settings}
+        try:
+            self._set(settings)
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, settings: Mapping[str, str]) -> None:
+        for name, value in settings.items():
+            self._psql(f"ALTER SYSTEM SET {name} = {value};")
+        self._psql("SELECT pg_reload_conf();")
+        until = time.monotonic() + 30
+        while any(self._shown(name) != value for name, value in settings.items()):
+            assert time.monotonic() < until, f"the server does not take {settings}"
+            time.sleep(0.01)
+
+    def _shown(self, name: str) -> str:
+        return self._psql(f"SHOW {name};").split()[2]
 
     def disconnect_all(self) -> None:
         """End every connection, as a restart of the server would."""

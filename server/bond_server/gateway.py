@@ -24,6 +24,7 @@ from bond_server.services.generation import GenerationService
 from bond_server.services.idempotency import Idempotency
 from bond_server.services.models import Models
 from bond_server.services.policies import PolicyRegistry
+from bond_server.services.pricing import pricing_of
 from bond_server.services.recording import Recording
 from bond_server.services.redaction import Redactor, load_redactor
 from bond_server.services.retention import Retention
@@ -101,7 +102,9 @@ async def open_gateway(
         await gateway.controller.restore()
         await gatekeeper.keyring.refresh()  # loading models may have taken minutes
         stack.push_async_callback(gateway.controller.close)
-        told_by_store = StoreMetrics(config.trainer.gate.kl_budget_nats)
+        told_by_store = StoreMetrics(
+            config.trainer.gate.kl_budget_nats, trainer_expected=config.trainer.expected
+        )
         metrics.registry.register(told_by_store)
         stack.callback(metrics.registry.unregister, told_by_store)
         loops = [
@@ -183,6 +186,7 @@ def _assemble(
         metrics,
         background,
         admission,
+        pricing_of(config.prices, metrics),
     )
     return Gateway(
         config=config,

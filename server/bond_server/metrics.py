@@ -96,6 +96,8 @@ class Metrics:
         self.model_info = gauge("model_info", "1; the base model.", "model_name")
         self.on_answer: list[Callable[[CompletionRecord], None]] = []
         """Told of every committed answer, in the task of its request."""
+        self.on_failure: list[Callable[[CompletionRecord], None]] = []
+        """Told of every committed failure: tokens may have been drawn for it."""
         self.upstreams = Upstreams()
         registry.register(self.upstreams)
         # children that every request needs are looked up through a cache, at a tenth of the cost

@@ -58,8 +58,9 @@ class StoreMetrics(Collector):
     """Tells what the last look found, and only that the store is away if it failed: a figure that
     is no longer looked at would hide the newer one of another gateway."""
 
-    def __init__(self, kl_budget_nats: float) -> None:
+    def __init__(self, kl_budget_nats: float, *, trainer_expected: bool = True) -> None:
         self._kl_budget_nats = kl_budget_nats
+        self._trainer_expected = trainer_expected
         self._status: StoreStatus | None = None
         self._up: float | None = None
         self._gate: dict[str, GateFigures | None] = {}
@@ -105,6 +106,11 @@ class StoreMetrics(Collector):
         status = self._status
         yield _gauge("store_up", "1 if the store answered the last look.", self._up)
         yield _gauge("kl_budget_nats", "The gate's KL budget per answer.", self._kl_budget_nats)
+        yield _gauge(
+            "training_expected",
+            "1 if a trainer belongs to the deployment.",
+            float(self._trainer_expected),
+        )
         yield from _of_the_run(None if status is None else status.run)
         yield from _of_the_gate(status)
         yield from _of_the_served(status)

@@ -10,6 +10,7 @@ from stored import completion
 
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store import open_store
+from bond_core.store.power import require_power
 
 
 def pragma(name: str) -> Callable[[Connection], object]:
@@ -40,13 +41,40 @@ async def test_postgresql_is_set_up_for_its_durability(
     postgres: PostgresServer, open_store_at: OpenStoreAt, durability: str, setting: str
 ) -> None:
     url = postgres.migrated()
-    store = await open_store_at(url, durability=durability)
 
     def show(connection: Connection) -> object:
         return connection.exec_driver_sql("SHOW synchronous_commit").scalar_one()
 
-    assert await store.database.write(show) == setting
-    assert await store.database.read(show) == setting
+    with postgres.having(fsync="on"):
+        store = await open_store_at(url, durability=durability)
+        assert await store.database.write(show) == setting
+        assert await store.database.read(show) == setting
+
+
+@pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
+async def test_power_is_refused_on_a_server_that_does_not_keep_what_it_commits(
+    postgres: PostgresServer, open_store_at: OpenStoreAt, setting: str
+) -> None:
+    url = postgres.empty()
+    with postgres.having(**{"fsync": "on", "full_page_writes": "on", setting: "off"}):
+        with pytest.raises(ConfigError, match=rf"durability is power.* has {setting} = off") as no:
+            await open_store(url, "power")
+        assert f"ALTER SYSTEM SET {setting} = on" in no.value.message
+        with pytest.raises(ConfigError, match="at revision none"):  # nothing was made in it
+            await open_store(url, migrate=False)
+        await open_store_at(url, durability="process")
+
+
+async def test_power_is_refused_where_a_pool_drops_our_settings(
+    postgres: PostgresServer, open_store_at: OpenStoreAt
+) -> None:
+    store = await open_store_at(postgres.migrated())  # of which the server is told to be quick
+
+    with (
+        postgres.having(fsync="on"),
+        pytest.raises(ConfigError, match="synchronous_commit = off"),
+    ):
+        await store.database.read(require_power)
 
 
 async def test_a_reader_cannot_write(store_url_sqlite: str, open_store_at: OpenStoreAt) -> None:

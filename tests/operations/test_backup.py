@@ -15,11 +15,22 @@ from running_gateway import MakeConfig, Run, Running, eventually, row_id, until_
 from store_contents import refused, verdict
 
 from bond_core.adapters import adapter_path
-from bond_core.backups import read_description, restore_backup, take_backup
+from bond_core.backups import (
+    missing_adapters,
+    read_description,
+    restore_backup,
+    take_backup,
+    taking,
+)
+from bond_core.backups.taking import copy_folder
 from bond_core.config import BondConfig
 from bond_core.errors import AdapterError, ConfigError, StoreUnavailableError
-from bond_core.store import Scope
+from bond_core.store import Scope, Store, open_store
+from bond_core.store.copies import copy_database
 from bond_core.store.migrate import differences, head_revision
+from bond_core.store.versions import version_states
+from bond_core.types import PolicyState
+from bond_trainer.rejected import forget_old_rejected
 
 CHECKPOINT = "step-000000020"
 
@@ -171,6 +182,85 @@ async def test_backups_taken_while_versions_come_have_all_their_adapters(
         known = {record.version for record in await store.policies.all()} - {"v0000"}
         assert {path.name for path in elsewhere.adapters_dir.glob("v*")} == known
         assert "v0001" in known
+
+
+async def reject_all(config: BondConfig) -> list[str]:
+    """What gateway and trainer do with challengers that turn out bad; gives the removed ones."""
+    store = await open_store(config.store_url)
+    try:
+        for record in await store.policies.in_state(PolicyState.CHALLENGER):
+            await store.policies.move(
+                record.version, PolicyState.CHALLENGER, PolicyState.REJECTED, "the probe"
+            )
+        return await forget_old_rejected(store, config.adapters_dir)
+    finally:
+        await store.close()
+
+
+async def challengers(config: BondConfig, store: Store, number: int) -> list[str]:
+    versions = [await store.policies.next_version() for _ in range(number)]
+    for version in versions:
+        await store.policies.insert(challenger(version, await publish(config, version)))
+    return versions
+
+
+async def test_challengers_that_are_rejected_after_the_snapshot_are_so_when_it_is_restored(
+    places: tuple[BondConfig, BondConfig],
+    open_store_at: OpenStoreAt,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, elsewhere = places
+    versions = await challengers(config, await open_store_at(config.store_url), 5)
+    removed: list[str] = []
+
+    def copy_and_reject(url: str, to: Path) -> None:
+        copy_database(url, to)
+        removed.extend(asyncio.run(reject_all(config)))
+
+    monkeypatch.setattr(taking, "copy_database", copy_and_reject)
+    description = await take_backup(config, tmp_path / "backup")
+    assert removed == versions[:2]
+    assert description.versions == versions[2:]
+    await restore_backup(elsewhere, tmp_path / "backup")
+    store = await open_store_at(elsewhere.store_url)
+    assert missing_adapters(await store.database.read(version_states), elsewhere.adapters_dir) == {}
+    states = {record.version: record.state for record in await store.policies.all()}
+    assert [states[version] for version in versions] == [
+        *[PolicyState.REJECTED] * 2,
+        *[PolicyState.CHALLENGER] * 3,  # as in the snapshot, and to be judged again
+    ]
+    record = await store.policies.get(versions[0])
+    assert record is not None
+    assert record.reason.startswith("rejected while the backup was taken")
+
+
+async def test_an_adapter_that_goes_while_it_is_copied_is_left_out_if_it_was_rejected(
+    make_config: MakeConfig,
+    open_store_at: OpenStoreAt,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, elsewhere = make_config(), make_config(data_dir=str(tmp_path / "elsewhere"))
+    versions = await challengers(config, await open_store_at(config.store_url), 5)
+
+    def reject_and_copy(source: Path, to: Path) -> None:
+        if source.name == versions[1]:
+            assert asyncio.run(reject_all(config)) == versions[:2]
+        copy_folder(source, to)
+
+    monkeypatch.setattr(taking, "copy_folder", reject_and_copy)
+    description = await take_backup(config, tmp_path / "backup")
+    assert description.versions == [versions[0], *versions[2:]]
+    copied = {path.name for path in (tmp_path / "backup" / "adapters").iterdir()}
+    assert copied == set(description.versions)
+    await restore_backup(elsewhere, tmp_path / "backup")
+    shutil.rmtree(adapter_path(config.adapters_dir, versions[4]))
+    store = await open_store_at(config.store_url)
+    late = await challengers(config, store, 1)
+    shutil.rmtree(adapter_path(config.adapters_dir, late[0]))
+    with pytest.raises(AdapterError, match=late[0]):
+        await take_backup(config, tmp_path / "another")
 
 
 async def test_adapters_that_lack_or_are_damaged_are_refused(

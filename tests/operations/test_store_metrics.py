@@ -48,10 +48,11 @@ async def activate(store: Store, version: str) -> None:
     await store.policies.activate(version, "passed")
 
 
-async def test_nothing_is_told_before_the_first_look_but_the_budget() -> None:
+async def test_before_the_first_look_only_what_the_configuration_says_is_told() -> None:
     told = Told()
     assert told.value("kl_budget_nats") == 4.0
-    assert told.samples() == 1
+    assert told.value("training_expected") == 1.0
+    assert told.samples() == 2
 
 
 async def test_an_empty_store(store: Store) -> None:
@@ -151,11 +152,12 @@ async def test_a_store_that_is_away_is_told_and_nothing_else(store: Store) -> No
     await told.metrics.refresh(store)
     assert told.value("store_up") == 0.0
     assert told.value("training_step") is None
-    assert told.samples() == 2
+    assert told.value("training_expected") == 1.0  # an alert must not take it for a trainer gone
+    assert told.samples() == 3
 
 
 async def test_a_gateway_tells_it(run: Run, make_config: MakeConfig) -> None:
-    config = make_config(trainer={"gate": {"kl_budget_nats": 2.5}})
+    config = make_config(trainer={"expected": False, "gate": {"kl_budget_nats": 2.5}})
     async with run(config) as running:
 
         async def looked() -> bool:
@@ -164,4 +166,5 @@ async def test_a_gateway_tells_it(run: Run, make_config: MakeConfig) -> None:
         await eventually(looked)
         text = (await running.client.get("/metrics")).text
     assert "bond_kl_budget_nats 2.5" in text
+    assert "bond_training_expected 0.0" in text
     assert 'bond_policy_versions{state="active"} 0.0' in text

@@ -11,9 +11,10 @@ from api_keys import bearer, make_key
 from pydantic import BaseModel
 from running_gateway import MakeConfig, Run, Running
 
-from bond_core.config import BondConfig
+from bond_core.config import BondConfig, PricesConfig
 from bond_core.store import KeyLimits
 from bond_server.metrics import Metrics
+from bond_server.services.pricing import pricing_of
 from bond_server.store_metrics import StoreMetrics
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
@@ -24,7 +25,9 @@ OF_THE_TRANSPORT = {"content-type", "content-length"}
 
 
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:
-    collectors = (Metrics().registry, StoreMetrics(kl_budget_nats=4.0))
+    priced = Metrics()
+    pricing_of(PricesConfig(prompt_tokens=1), priced)
+    collectors = (priced.registry, StoreMetrics(kl_budget_nats=4.0))
     metrics = {family.name for collector in collectors for family in collector.collect()}
     documented = set(re.findall(r"^\| `(bond_\w+)` \|", DOCUMENT, re.MULTILINE))
     assert metrics == documented

@@ -62,6 +62,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     chosen_completion_tokens: int
+    cost_usd: float | None = None
+    """What the answer cost; None where the server has no prices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,8 @@ class ComparedArm:
     latency_ms: float
     degraded: str | None
     note: str | None
+    cost_usd: float | None = None
+    """What the answer cost; None where the server has no prices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,7 @@ def parse_chat_completion(body: object) -> ChatCompletion:
             prompt_tokens=usage.integer("prompt_tokens"),
             completion_tokens=usage.integer("completion_tokens"),
             chosen_completion_tokens=usage.nested("bond").integer("chosen_completion_tokens"),
+            cost_usd=usage.nested("bond").maybe_number("cost_usd"),
         ),
         bond=_bond(answer.nested("bond")),
         raw=answer.raw,
@@ -194,4 +199,5 @@ def _compared(arm: Reader) -> ComparedArm:
         latency_ms=arm.number("latency_ms"),
         degraded=arm.maybe_text("degraded"),
         note=arm.maybe_text("note"),
+        cost_usd=arm.maybe_number("cost_usd"),
     )

@@ -23,6 +23,11 @@ from bond_core.store import open_database, open_store
 from bond_core.store.copies import FILES, files_of, has_tables, kind_of, put_database
 from bond_core.store.migrate import known_revisions
 from bond_core.store.versions import move_adapters, version_states
+from bond_core.types import PolicyState
+
+_AT_THE_GATE = (PolicyState.CHALLENGER, PolicyState.CANARY)
+_REJECTED_SINCE = "rejected while the backup was taken that this was restored from"
+"""Nothing else takes a version's adapter away, and a backup without the others is refused."""
 
 
 async def restore_backup(config: BondConfig, folder: Path) -> Description:
@@ -92,6 +97,10 @@ async def _settle(config: BondConfig, description: Description) -> None:
             # proposed while the backup was taken; the name will be given again
             shutil.rmtree(adapter_path(config.adapters_dir, version))
         await store.database.write(lambda c: move_adapters(c, config.adapters_dir.resolve()))
+        for version, state in states.items():
+            if state in _AT_THE_GATE and version not in description.versions:
+                await store.policies.move(version, state, PolicyState.REJECTED, _REJECTED_SINCE)
+        states = await store.database.read(version_states)
     finally:
         await store.close()
     if wrong := missing_adapters(states, config.adapters_dir):

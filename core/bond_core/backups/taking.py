@@ -4,13 +4,13 @@ The order makes the parts agree without stopping anything. The checkpoint comes 
 what the trainer has consumed, so with one that is older than the database rows are claimed again,
 where a newer one would pass over rows that the restored log numbers anew. The database is second,
 in one snapshot. The adapters are last: a version's directory is whole before the store hears of
-it and never changes, so whatever the snapshot names is there.
+it and never changes, so whatever the snapshot names is there, but for challengers that were
+rejected since: the trainer removes those, and restoring rejects them too.
 """
 
 import asyncio
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from bond_core import __version__
@@ -24,9 +24,10 @@ from bond_core.backups.description import (
 )
 from bond_core.backups.whole import needed_versions
 from bond_core.config import BondConfig
-from bond_core.errors import ConfigError
+from bond_core.errors import AdapterError, ConfigError
 from bond_core.store import open_database
 from bond_core.store.copies import FILES, copy_database, kind_of, require_database, sync
+from bond_core.store.database import Database
 from bond_core.store.migrate import current_revision
 from bond_core.store.versions import version_states
 
@@ -51,14 +52,9 @@ async def take_backup(config: BondConfig, folder: Path) -> Description:
         checkpoint = await asyncio.to_thread(_copy_checkpoint, config.checkpoints_dir, folder)
         created_at = time.time()
         await asyncio.to_thread(copy_database, url, folder / FILES[kind_of(url)])
-        # read after the snapshot, so it names all that the snapshot does; restoring leaves out
-        # what it names beyond
-        states = await database.read(version_states)
+        versions = await _copy_adapters(database, config.adapters_dir, folder)
     finally:
         await database.close()
-    versions = await asyncio.to_thread(
-        _copy_adapters, config.adapters_dir, folder, list(states), needed_versions(states)
-    )
     description = Description(
         created_at=created_at,
         release=__version__,
@@ -76,7 +72,7 @@ async def take_backup(config: BondConfig, folder: Path) -> Description:
 
 def copy_folder(source: Path, to: Path) -> None:
     """Copy a folder of files durably; it appears whole, by a rename."""
-    arriving = to.with_name(f".writing-{to.name}")
+    arriving = arriving_at(to)
     shutil.rmtree(arriving, ignore_errors=True)
     arriving.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, arriving)
@@ -84,6 +80,11 @@ def copy_folder(source: Path, to: Path) -> None:
         sync(path)
     arriving.rename(to)
     sync(to.parent)
+
+
+def arriving_at(to: Path) -> Path:
+    """Where a folder is written before it is whole."""
+    return to.with_name(f".writing-{to.name}")
 
 
 def copy_run_id(checkpoints_dir: Path, to: Path) -> None:
@@ -121,17 +122,28 @@ def _copy_checkpoint(checkpoints_dir: Path, folder: Path) -> str | None:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _copy_adapters(
-    adapters_dir: Path, folder: Path, known: Sequence[str], needed: Sequence[str]
-) -> list[str]:
-    """Copy what is there of the known versions; each that is needed has to be whole."""
+async def _copy_adapters(database: Database, adapters_dir: Path, folder: Path) -> list[str]:
+    """Copy what is there of the known versions; each that is needed has to be whole.
+
+    The store is asked after the snapshot, so it names all that the snapshot does; restoring leaves
+    out what it names beyond.
+    """
     copied: list[str] = []
-    for version in known:
+    for version in await database.read(version_states):
         source, to = adapter_path(adapters_dir, version), folder / ADAPTERS_FOLDER / version
-        if version not in needed and not source.is_dir():
-            continue
-        verify_adapter(source)
-        copy_folder(source, to)
-        verify_adapter(to)
-        copied.append(version)
+        try:
+            await asyncio.to_thread(_copy_adapter, source, to)
+        except (AdapterError, OSError):
+            states = await database.read(version_states)
+            if version in needed_versions(states) or source.is_dir():
+                raise
+            await asyncio.to_thread(shutil.rmtree, arriving_at(to), ignore_errors=True)
+        else:
+            copied.append(version)
     return copied
+
+
+def _copy_adapter(source: Path, to: Path) -> None:
+    verify_adapter(source)
+    copy_folder(source, to)
+    verify_adapter(to)

@@ -18,6 +18,7 @@ from bond_core.config.objective import (
     ObjectiveConfig,
     RlooConfig,
 )
+from bond_core.config.prices import PricesConfig
 from bond_core.config.retention import RetentionConfig
 from bond_core.config.rollouts import RolloutsConfig
 from bond_core.config.scorer import (
@@ -66,6 +67,7 @@ __all__ = [
     "ModelConfig",
     "ObjectiveConfig",
     "PoolingScorerConfig",
+    "PricesConfig",
     "RetentionConfig",
     "RlooConfig",
     "RolloutsConfig",

@@ -18,6 +18,7 @@ from pydantic_settings import (
 from bond_core.config.access import AccessConfig
 from bond_core.config.admission import AdmissionConfig
 from bond_core.config.engine import EngineConfig, LocalEngineConfig, ModelConfig
+from bond_core.config.prices import PricesConfig
 from bond_core.config.scorer import ScorerConfig
 from bond_core.config.serving import ArmsConfig, SamplingConfig, ServerConfig, StoreConfig
 from bond_core.config.tracing import TracingConfig
@@ -61,6 +62,7 @@ class BondConfig(BaseSettings):
     access: AccessConfig = AccessConfig()
     admission: AdmissionConfig = AdmissionConfig()
     tracing: TracingConfig = TracingConfig()
+    prices: PricesConfig = PricesConfig()
     store: StoreConfig = StoreConfig()
     trainer: TrainerConfig = TrainerConfig()
     data_dir: Path = Path("bond-data")

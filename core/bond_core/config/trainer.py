@@ -147,6 +147,9 @@ class TrainerConfig(Section):
 
     objective: ObjectiveConfig = JBondConfig()
     lora: LoraConfig = LoraConfig()
+    expected: bool = True
+    """Whether a trainer belongs to this deployment: the gateways tell Prometheus, which warns of
+    one that has never reported. It starts and stops nothing."""
     winners: WinnersConfig = WinnersConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()

@@ -20,6 +20,7 @@ from bond_core.store.key_usage import KeyUsage
 from bond_core.store.leases import Leases
 from bond_core.store.migrate import MIGRATION_TIMEOUT_S, require_current, upgrade
 from bond_core.store.policies import Policies
+from bond_core.store.power import require_power
 from bond_core.store.sqlite import SQLiteDatabase, database_file
 from bond_core.store.stored import StoredCompletions
 from bond_core.store.training import Training
@@ -76,13 +77,16 @@ async def open_store(
     With `migrate=False` the tables must be current. `exclusive_gateway` is the gateway's: over
     SQLite a second one is refused. `clock` gives Unix seconds for leases and claims.
 
-    Raises `ConfigError` for a URL, a second gateway or tables that cannot be used, and
-    `StoreUnavailableError` when the database does not answer.
+    Raises `ConfigError` for a URL, a second gateway or tables that cannot be used and for a server
+    that does not do what `durability` promises, and `StoreUnavailableError` when the database does
+    not answer.
     """
     database, lock = open_database(
         url, durability, commit_timeout_s, exclusive_gateway=exclusive_gateway
     )
     try:
+        if durability == "power":
+            await database.read(require_power)
         if migrate:
             await database.write(upgrade, timeout_s=MIGRATION_TIMEOUT_S)
         await database.read(require_current)

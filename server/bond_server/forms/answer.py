@@ -15,6 +15,8 @@ from bond_server.schemas.completion import (
 from bond_server.services.draft import Draft
 from bond_server.services.generation import Answer, Begun
 
+COST_HEADER = "x-bond-cost-usd"
+
 
 class Identity(TypedDict):
     """What every form of an answer begins with."""
@@ -53,7 +55,14 @@ def answer_headers(answer: Answer) -> dict[str, str]:
         headers["x-bond-degraded"] = record.degraded
     if answer.note is not None:
         headers["x-bond-note"] = answer.note
+    if answer.cost_usd is not None:
+        headers[COST_HEADER] = usd(answer.cost_usd)
     return headers
+
+
+def usd(amount: float) -> str:
+    """An amount as a plain decimal number: small ones have no exponent in a header."""
+    return f"{amount:.12f}".rstrip("0").rstrip(".")
 
 
 def bond_view(answer: Answer, *, return_candidates: bool) -> BondAnswer:
@@ -102,6 +111,7 @@ def usage_view(answer: Answer) -> Usage:
             ended=len(record.candidates),
             chosen_completion_tokens=record.chosen_tokens,
             cut_completion_tokens=record.cut_tokens,
+            cost_usd=answer.cost_usd,
         ),
     )
 

@@ -32,6 +32,7 @@ def _compared_arm(item: ComparedAnswer, selector: str) -> ComparedArm:
         finish_reason=first.finish_reason,
         score=item.score,
         tokens=answer.record.generated_tokens,
+        cost_usd=answer.cost_usd,
         latency_ms=record.latency_s * 1000,
         timings=timings_view(answer),
         degraded=record.degraded,

@@ -1,10 +1,18 @@
 """Answers to several prompts of one request: choices in the order of the prompts, `n` for each."""
 
 import json
+import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from bond_server.forms.answer import answer_headers, bond_view, identity_of, usage_view
+from bond_server.forms.answer import (
+    COST_HEADER,
+    answer_headers,
+    bond_view,
+    identity_of,
+    usage_view,
+    usd,
+)
 from bond_server.forms.events import DONE, buffered
 from bond_server.forms.text import TextForm, text_choice
 from bond_server.ids import TEXT_COMPLETION_PREFIX
@@ -55,8 +63,15 @@ def usage_of(answers: Sequence[Answer]) -> Usage:
             ended=sum(usage.bond.ended for usage in usages),
             chosen_completion_tokens=sum(u.bond.chosen_completion_tokens for u in usages),
             cut_completion_tokens=sum(u.bond.cut_completion_tokens for u in usages),
+            cost_usd=cost_of(answers),
         ),
     )
+
+
+def cost_of(answers: Sequence[Answer]) -> float | None:
+    """What all answers cost together, in USD; None without prices."""
+    costs = [answer.cost_usd for answer in answers if answer.cost_usd is not None]
+    return math.fsum(costs) if costs else None
 
 
 def headers_of(begun: Sequence[Begun]) -> dict[str, str]:
@@ -71,11 +86,13 @@ def headers_of(begun: Sequence[Begun]) -> dict[str, str]:
 
 def whole_headers(answers: Sequence[Answer]) -> dict[str, str]:
     """Those of the answer that was there last, whose timings add up to the time that the request
-    took; degraded is the first that is."""
+    took; degraded is the first that is, and the cost that of all."""
     headers = answer_headers(max(answers, key=_took_s))
     headers.pop("x-bond-degraded", None)
     if degraded := next((a.record.degraded for a in answers if a.record.degraded), None):
         headers["x-bond-degraded"] = degraded
+    if (cost_usd := cost_of(answers)) is not None:
+        headers[COST_HEADER] = usd(cost_usd)
     return headers
 
 

@@ -79,6 +79,8 @@ class BondUsage(BaseModel):
     """Tokens of the returned answers alone."""
     cut_completion_tokens: int
     """Tokens of candidates that a deadline cut off."""
+    cost_usd: float | None = Field(default=None, exclude_if=_is_none)
+    """What the answer cost; only where `prices` are configured."""
 
 
 class Usage(BaseModel):
@@ -206,6 +208,8 @@ class ComparedArm(BaseModel):
     """By the same scorer for every arm; null if scoring failed."""
     tokens: int
     """All candidates."""
+    cost_usd: float | None = Field(default=None, exclude_if=_is_none)
+    """What the answer cost; only where `prices` are configured."""
     latency_ms: float
     timings: Timings
     degraded: str | None = None

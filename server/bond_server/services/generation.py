@@ -25,6 +25,7 @@ from bond_server.services.draft import Draft
 from bond_server.services.drawing import Drawn, Work, draw_all, draw_until, stream_until
 from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
+from bond_server.services.pricing import CostOf
 from bond_server.services.recording import Recording
 from bond_server.services.scoring_time import ScoringTime
 
@@ -62,6 +63,8 @@ class Answer:
     commit_s: float
     """The part of the overhead that committing the row took."""
     note: str | None
+    cost_usd: float | None = None
+    """None without prices."""
 
     @property
     def returned(self) -> list[Candidate]:
@@ -84,8 +87,10 @@ class GenerationService:
         metrics: Metrics,
         background: Background,
         admission: Admission,
+        cost_of: CostOf | None = None,
     ) -> None:
         self._admission = admission
+        self._cost_of = cost_of
         self._background = background
         self._engine = engine
         self._scorer = scorer
@@ -197,7 +202,19 @@ class GenerationService:
 
                 committing.add_done_callback(measure)
             raise
-        return Answer(record, begun.plan.strategy, overhead_s, commit_s, _note(begun.plan))
+        return self._answer(begun, record, overhead_s, commit_s)
+
+    def _answer(
+        self, begun: Begun, record: CompletionRecord, overhead_s: float, commit_s: float
+    ) -> Answer:
+        cost_usd = None if self._cost_of is None else self._cost_of(record)
+        strategy, note = begun.plan.strategy, _note(begun.plan)
+        return Answer(record, strategy, overhead_s, commit_s, note, cost_usd)
+
+    def _uncommitted(self, begun: Begun, record: CompletionRecord) -> Answer:
+        """The answer as it is known before its commit."""
+        outside_s = record.queue_s + record.generate_s + record.score_s
+        return self._answer(begun, record, record.latency_s - outside_s, 0.0)
 
     async def _commit(
         self, begun: Begun, record: CompletionRecord, follow_up: bool
@@ -210,7 +227,7 @@ class GenerationService:
             if (claim := begun.ask.claim) is None:
                 await self._recording.commit(record)
             else:
-                async with settling(claim, _uncommitted(begun, record)) as settlement:
+                async with settling(claim, self._uncommitted(begun, record)) as settlement:
                     await self._recording.commit(record, settlement)
         except BaseException:
             self._after_answer.forget(record.id)
@@ -268,13 +285,6 @@ def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRec
         latency_s=time.perf_counter() - begun.ask.context.started,
         score=next(c.score for c in selection.candidates if c.index == first),
     )
-
-
-def _uncommitted(begun: Begun, record: CompletionRecord) -> Answer:
-    """The answer as it is known before its commit."""
-    outside_s = record.queue_s + record.generate_s + record.score_s
-    overhead_s = record.latency_s - outside_s
-    return Answer(record, begun.plan.strategy, overhead_s, 0.0, _note(begun.plan))
 
 
 def _note(plan: Plan) -> str | None:

@@ -93,6 +93,8 @@ class Recording:
             return
         self._metrics.requests(row.arm.value, row.status).inc()
         self._metrics.generation_tokens.labels(row.arm.value).inc(row.generated_tokens)
+        for told in self._metrics.on_failure:
+            told(row)
 
     def commit_cancellation(self, row: CompletionRecord) -> None:
         """Record, in the background, an answer that was given up."""

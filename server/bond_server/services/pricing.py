@@ -1,0 +1,45 @@
+"""What an answer cost, and what all of them did, by the configured prices."""
+
+from collections.abc import Callable
+
+from prometheus_client import Counter
+
+from bond_core.config import PricesConfig
+from bond_core.store.records import CompletionRecord
+from bond_core.types import Arm
+from bond_server.metrics import Metrics
+
+CostOf = Callable[[CompletionRecord], float]
+"""USD of one row."""
+
+
+def pricing_of(prices: PricesConfig, metrics: Metrics) -> CostOf | None:
+    """What a row costs, each one that is committed being counted from now on; None, and nothing
+    counted, without prices."""
+    if not prices.are_set:
+        return None
+    cost_usd = Counter(
+        "bond_cost_usd_total",
+        "What answers cost by the configured prices, every candidate counted.",
+        ("arm",),
+        registry=metrics.registry,
+    )
+
+    for arm in Arm:
+        cost_usd.labels(arm.value)  # there from the start, for Prometheus to see the first increase
+
+    def cost_of(record: CompletionRecord) -> float:
+        prompt = len(record.prompt_token_ids)
+        scored = sum(
+            prompt + len(candidate.completion.token_ids)
+            for candidate in record.candidates
+            if candidate.score is not None
+        )
+        return prices.cost_usd(prompt, record.generated_tokens, scored)
+
+    def count(record: CompletionRecord) -> None:
+        cost_usd.labels(record.arm.value).inc(cost_of(record))
+
+    metrics.on_answer.append(count)
+    metrics.on_failure.append(count)
+    return cost_of

@@ -5,6 +5,7 @@ import resource
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from databases import OpenStoreAt
@@ -162,11 +163,25 @@ async def test_an_unexpected_fault_is_logged_and_answered(caplog: pytest.LogCapt
     assert [record.message for record in caplog.records] == ["group commit failed"] * 2
 
 
+def transaction_begins(store: Store) -> asyncio.Event:
+    """Set when the store next asks for a transaction, with the rows that are to go into it."""
+    database: Any = store.database
+    begun, write = asyncio.Event(), database.write
+
+    async def noted(*args: Any, **options: Any) -> Any:
+        begun.set()
+        return await write(*args, **options)
+
+    database.write = noted
+    return begun
+
+
 async def test_a_locked_file_is_waited_for_then_refused(
     tmp_path: Path, open_store_at: OpenStoreAt
 ) -> None:
     file = tmp_path / "bond.db"
     store = await open_store_at(f"sqlite:///{file}", commit_timeout_s=0.3)
+    patient = await open_store_at(f"sqlite:///{file}", commit_timeout_s=60.0)
     blocker = sqlite3.connect(file, isolation_level=None)
     try:
         blocker.execute("BEGIN IMMEDIATE")
@@ -176,8 +191,11 @@ async def test_a_locked_file_is_waited_for_then_refused(
             await store.ping()
         assert await store.completions.count() == 0  # readers go on
 
-        waits = asyncio.create_task(store.completions.record(completion("waits")))
+        begun = transaction_begins(patient)
+        waits = asyncio.create_task(patient.completions.record(completion("waits")))
+        await begun.wait()
         await asyncio.sleep(0.05)
+        assert not waits.done()
         blocker.execute("ROLLBACK")
         await waits
         found = await store.completions.get("waits")
@@ -225,18 +243,19 @@ async def test_a_slow_database_does_not_grow_memory(
     tmp_path: Path, open_store_at: OpenStoreAt
 ) -> None:
     file = tmp_path / "bond.db"
-    store = await open_store_at(f"sqlite:///{file}", commit_timeout_s=20.0, queue_rows=16)
+    store = await open_store_at(f"sqlite:///{file}", commit_timeout_s=120.0, queue_rows=16)
     blocker = sqlite3.connect(file, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
 
     def row(number: int) -> CompletionRecord:
         return completion(f"row {number}", unit=f"{number}" + "x" * 65_536)
 
+    begun = transaction_begins(store)
     waiting = [asyncio.create_task(store.completions.record(row(0)))]
-    await asyncio.sleep(0.05)  # its transaction has begun
+    await begun.wait()
     waiting += [asyncio.create_task(store.completions.record(row(i))) for i in range(1, 17)]
-    await asyncio.sleep(0.05)
-    assert store.completions.num_waiting == 16
+    while store.completions.num_waiting < 16:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(100, 2100):
         with pytest.raises(StoreUnavailableError, match=r"16 rows wait .*store\.queue_rows"):

@@ -5,10 +5,10 @@ import resource
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from databases import OpenStoreAt
+from locked_store import transaction_begins
 from sqlalchemy import Connection
 from stored import best_of_n, completion
 
@@ -161,19 +161,6 @@ async def test_an_unexpected_fault_is_logged_and_answered(caplog: pytest.LogCapt
         await writer.submit("second")
     await writer.close()
     assert [record.message for record in caplog.records] == ["group commit failed"] * 2
-
-
-def transaction_begins(store: Store) -> asyncio.Event:
-    """Set when the store next asks for a transaction, with the rows that are to go into it."""
-    database: Any = store.database
-    begun, write = asyncio.Event(), database.write
-
-    async def noted(*args: Any, **options: Any) -> Any:
-        begun.set()
-        return await write(*args, **options)
-
-    database.write = noted
-    return begun
 
 
 async def test_a_locked_file_is_waited_for_then_refused(

@@ -1,35 +1,44 @@
-"""A store whose SQLite file another process has locked, and the moment in which a commit begins."""
+"""A store that somebody else has locked, and the moment in which a commit begins."""
 
 import asyncio
 import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from bond_core.store import Store
 
 
 @contextmanager
-def locked(store: Any, commit_timeout_s: float | None = None) -> Generator[sqlite3.Connection]:
-    """Hold the only write lock of the store's file within the block.
+def impatient(store: Any, timeout_s: float) -> Generator[None]:
+    """Commits, and all other work, are given up after so short a time within the block.
 
-    Meanwhile commits are given up after `commit_timeout_s`. Only meanwhile: how long a commit takes
-    that nobody hinders, a busy machine decides.
+    Not before and not after it: how long takes what nobody hinders, a busy machine decides.
     """
-    other = sqlite3.connect(store.database.path, isolation_level=None)
     waiters = (store.database, store.completions._records)
     usual = [waiter._timeout_s for waiter in waiters]
+    for waiter in waiters:
+        waiter._timeout_s = timeout_s
+    try:
+        yield
+    finally:
+        for waiter, before in zip(waiters, usual, strict=True):
+            waiter._timeout_s = before
+
+
+@contextmanager
+def locked(store: Any, commit_timeout_s: float | None = None) -> Generator[sqlite3.Connection]:
+    """Hold the only write lock of the store's file within the block, in which commits are given up
+    after `commit_timeout_s`."""
+    other = sqlite3.connect(store.database.path, isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")
-        for waiter in waiters:
-            waiter._timeout_s = commit_timeout_s or waiter._timeout_s
-        yield other
+        with nullcontext() if commit_timeout_s is None else impatient(store, commit_timeout_s):
+            yield other
+            if other.in_transaction:
+                other.execute("ROLLBACK")
     finally:
-        if other.in_transaction:
-            other.execute("ROLLBACK")
         other.close()
-        for waiter, timeout_s in zip(waiters, usual, strict=True):
-            waiter._timeout_s = timeout_s
 
 
 def transaction_begins(store: Store) -> asyncio.Event:

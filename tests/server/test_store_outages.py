@@ -7,14 +7,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.ext.asyncio
 from databases import PostgresServer
-from locked_store import locked, transaction_begins
+from locked_store import impatient, locked, transaction_begins
 from own_postgres import OwnPostgres
 from running_gateway import MakeConfig, Run, Running, eventually, settled
 
@@ -140,16 +140,29 @@ async def test_a_table_that_is_locked_in_postgresql_is_a_503_in_bounded_time(
     run: Run, make_config: MakeConfig, postgres: PostgresServer
 ) -> None:
     url = postgres.migrated()
-    config = make_config(store={"url": url, "commit_timeout_s": 0.5}, server={"policy_poll_s": 60})
+    config = make_config(store={"url": url}, server={"policy_poll_s": 60})
     async with run(config) as running:
-        async with table_locked(url):
-            refused = await running.post("/v1/best-of-n")
+        with impatient(running.gateway.store, 0.5):
+            async with table_locked(url):
+                refused = await running.post("/v1/best-of-n")
 
         async def answers() -> bool:
             return (await running.post("/v1/best-of-n")).status_code == 200
 
         await eventually(answers)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+
+
+async def test_a_store_that_is_away_at_the_end_does_not_make_it_a_failure(
+    run: Run, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack:
+        async with run(make_config()) as running:
+            assert (await running.post("/v1/best-of-n")).status_code == 200
+            assert running.gateway.controller.holds_lease
+            stack.enter_context(locked(running.gateway.store, commit_timeout_s=0.2))
+    told = [record.getMessage() for record in caplog.records]
+    assert len([text for text in told if "lease is left to run out: " in text]) == 1
 
 
 async def test_answers_that_a_slow_database_cannot_take_are_refused_at_once(

@@ -29,7 +29,7 @@ def parameters_of(routers: Iterable[APIRouter]) -> Known:
         for route in router.routes:
             assert isinstance(route, APIRoute)
             names = frozenset(field.alias for field in route.dependant.query_params)
-            for method in route.methods:
+            for method in route.methods or ():
                 key = (method, route.path)
                 known[key] = names | ({METADATA} if key in BY_METADATA else NO_PARAMETERS)
     return known

@@ -1,4 +1,5 @@
-"""What the gateway costs: against a bare pass-through and LiteLLM's proxy, in one run.
+"""What the gateway costs: against a bare pass-through, the least that keeps a log before it
+answers, and LiteLLM's proxy, in one run.
 
     python bench/gateway.py --litellm /path/to/env/bin/litellm --out bench/results/gateway/cpu.json
 
@@ -32,7 +33,7 @@ from upstream import CANDIDATES, MODEL, upstream
 GATEWAY_CORE, LOAD_CORE = 0, 1
 QUESTION = "Where is my parcel, and when will it come?"
 PATH = "/v1/chat/completions"
-DIRECT, BARE, BOND, LITELLM = "direct", "bare", "bondserve", "litellm"
+DIRECT, BARE, LEAST, BOND, LITELLM = "direct", "bare", "least", "bondserve", "litellm"
 SHORT, LONG = 64, 2110
 """Tokens of an answer: of a sentence or two, and of litellm-bench's 8,440 characters."""
 REWARD = """def length(prompts, completions, **kwargs):
@@ -56,6 +57,10 @@ def systems(arguments: argparse.Namespace, nginx: Server) -> Iterator[dict[str, 
         bare_port = free_port()
         bare = [sys.executable, str(Path(__file__).parent / "bare_gateway.py"), url, str(bare_port)]
         running[BARE] = stack.enter_context(started(bare, bare_port, GATEWAY_CORE))
+        least_port = free_port()
+        least = [sys.executable, str(Path(__file__).parent / "least_gateway.py"), url]
+        least += [str(least_port), str(folder / "least.db")]
+        running[LEAST] = stack.enter_context(started(least, least_port, GATEWAY_CORE))
         running[BOND] = stack.enter_context(gateway(_configuration(folder, url), GATEWAY_CORE))
         if arguments.litellm is not None:
             running[LITELLM] = stack.enter_context(_litellm(folder, arguments.litellm, url))
@@ -135,9 +140,8 @@ def throughput(
             spent_ms[system].append(round(1000 * (server.cpu_s() - before) / seconds / rate, 4))
     per_core = {system: 1000 / statistics.median(values) for system, values in spent_ms.items()}
     medians = {system: statistics.median(values) for system, values in found.items()}
-    ratios = {f"bondserve/{BARE}": medians[BOND] / medians[BARE]}
-    if LITELLM in medians:
-        ratios[f"bondserve/{LITELLM}"] = medians[BOND] / medians[LITELLM]
+    others = [system for system in medians if system != BOND]
+    ratios = {f"bondserve/{system}": medians[BOND] / medians[system] for system in others}
     return {
         "connections": connections,
         "per_second": found,

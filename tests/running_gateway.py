@@ -152,11 +152,11 @@ def row_id(body: dict[str, Any]) -> str:
 
 async def settled(running: Running) -> None:
     """Wait until every answer so far has been measured."""
-    await running.gateway.background.drain(5.0)
-    await running.gateway.after_answer.drain(5.0)
+    await running.gateway.background.drain(60.0)
+    await running.gateway.after_answer.drain(60.0)
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], timeout_s: float = 60.0) -> None:
     """Wait for what a loop of the gateway does at its next rounds."""
     for _ in range(int(timeout_s / POLL_S)):
         if await condition():

@@ -60,7 +60,7 @@ class RequestMiddleware:
             path = route_of(scope)
             code = str(watch.status or 499)
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.http_requests.labels(path, method, code).inc()
+            self._metrics.http_requests(path, method, code).inc()
             if self._access_log:
                 _log_access(method, path, code, context, watch.arm)
             REQUEST_ID.reset(of_this_request)

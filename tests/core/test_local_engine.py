@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,21 +55,42 @@ def recomputed(
     return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
 
 
-async def until_rows(engine: LocalEngine, enough: Callable[[int], bool], within_s: float) -> None:
+async def until_rows(engine: LocalEngine, enough: Callable[[int], bool]) -> None:
     """Wait until the number of running rows is as wanted; it changes in another thread."""
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(60):
         while not enough(engine.running_rows):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
 async def until_idle(engine: LocalEngine) -> None:
-    """Wait until no row runs, at most 100 ms."""
-    await until_rows(engine, lambda rows: rows == 0, 0.1)
+    """Wait until no row runs."""
+    await until_rows(engine, lambda rows: rows == 0)
 
 
 async def until_running(engine: LocalEngine, count: int) -> None:
     """Wait until so many rows run."""
-    await until_rows(engine, lambda rows: rows >= count, 10)
+    await until_rows(engine, lambda rows: rows >= count)
+
+
+class Wasted:
+    """Steps that are begun for rows whose callers have gone, once `counting` is set.
+
+    Rows are freed before the next step, and one may be under way: `AT_MOST`, where an answer that
+    nobody stops takes 160.
+    """
+
+    AT_MOST = 2
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows_kept: int = 0) -> None:
+        self.counting = False
+        self.steps = 0
+        step = RunningBatch.step
+
+        def counted(batch: RunningBatch) -> None:
+            self.steps += self.counting and len(batch.rows) > rows_kept
+            step(batch)
+
+        monkeypatch.setattr(RunningBatch, "step", counted)
 
 
 async def test_logprobs_are_the_models_own(
@@ -176,15 +197,23 @@ async def test_more_candidates_than_rows_are_all_exact(
 
 
 async def test_a_newcomer_ends_before_the_long_rows_of_a_running_batch(engine: LocalEngine) -> None:
-    long = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=8))
+    ended: list[str] = []
+    long = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=8), name="long")
     await until_running(engine, 8)
-    short = await engine.generate("v0000", LONG_PROMPT, replace(PARAMS, max_tokens=2))
-    assert len(short.completions[0].token_ids) <= 2
-    assert not long.done()
+    few = replace(PARAMS, max_tokens=2)
+    short = asyncio.create_task(engine.generate("v0000", LONG_PROMPT, few), name="short")
+    for task in (long, short):
+        task.add_done_callback(lambda task: ended.append(task.get_name()))
+    assert len((await short).completions[0].token_ids) <= 2
+    await asyncio.wait({long})
+    assert ended == ["short", "long"]
     assert [len(completion.token_ids) for completion in (await long).completions] == [160] * 8
 
 
-async def test_cancelling_frees_the_rows_and_nobody_elses(engine: LocalEngine) -> None:
+async def test_cancelling_frees_the_rows_and_nobody_elses(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wasted = Wasted(monkeypatch, rows_kept=1)
     seeded = replace(ENDLESS, seed=4)
     expected = await engine.generate("v0000", LONG_PROMPT, seeded)
     doomed = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=8))
@@ -194,11 +223,16 @@ async def test_cancelling_frees_the_rows_and_nobody_elses(engine: LocalEngine) -
     doomed.cancel()
     with pytest.raises(asyncio.CancelledError):
         await doomed
-    await until_rows(engine, lambda rows: rows <= 1, 0.1)
+    wasted.counting = True
+    await until_rows(engine, lambda rows: rows <= 1)
     assert (await kept).completions[0].token_ids == expected.completions[0].token_ids
+    assert wasted.steps <= Wasted.AT_MOST
 
 
-async def test_cancelling_while_waiting_leaves_the_queue(engine: LocalEngine) -> None:
+async def test_cancelling_while_waiting_leaves_the_queue(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wasted = Wasted(monkeypatch)
     running = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=16))
     await until_running(engine, 16)
     waiting = asyncio.create_task(engine.generate("v0000", PROMPT, ENDLESS, n=16))
@@ -206,17 +240,23 @@ async def test_cancelling_while_waiting_leaves_the_queue(engine: LocalEngine) ->
     waiting.cancel()
     running.cancel()
     await asyncio.gather(running, waiting, return_exceptions=True)
+    wasted.counting = True
     await until_idle(engine)
+    assert wasted.steps <= Wasted.AT_MOST
+    wasted.counting = False
     assert len((await engine.generate("v0000", PROMPT, PARAMS)).completions) == 1
 
 
-async def test_closing_a_stream_frees_its_row(engine: LocalEngine) -> None:
+async def test_closing_a_stream_frees_its_row(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wasted = Wasted(monkeypatch)
     stream = engine.stream("v0000", PROMPT, ENDLESS)
     await anext(aiter(stream))
-    await until_running(engine, 1)
     await stream.aclose()  # type: ignore[attr-defined]
+    wasted.counting = True
     await until_idle(engine)
-    assert engine.running_rows == 0
+    assert wasted.steps <= Wasted.AT_MOST
     assert len((await engine.generate("v0000", PROMPT, PARAMS)).completions) == 1
 
 
@@ -318,7 +358,7 @@ async def test_versions_without_rows_are_let_go_and_the_thread_sleeps(engine: Lo
     await until_idle(engine)
     worker = engine._worker
     assert worker is not None
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while worker._batches:  # noqa: ASYNC110 changed in another thread
             await asyncio.sleep(0.001)
 
@@ -347,16 +387,25 @@ async def test_a_huge_prompt_is_rendered_away_from_the_event_loop(
 
 
 async def test_the_event_loop_answers_while_a_huge_prompt_is_rendered(engine: LocalEngine) -> None:
-    """Megabytes of text, and very many messages."""
+    """Megabytes of text, and very many messages. The best of some attempts counts: what else the
+    machine does is not the engine's."""
     for huge in ([Message("user", "word " * 400_000)], [Message("user", "a")] * 20_000):
-        slowest, last = 0.0, time.perf_counter()
-        task = asyncio.create_task(engine.count_prompt_tokens(huge))
-        while not task.done():
-            await asyncio.sleep(0.002)
-            now = time.perf_counter()
-            slowest, last = max(slowest, now - last), now
-        assert await task > 20_000
-        assert slowest < 0.5
+        slowest: list[float] = []
+        while len(slowest) < 8 and min(slowest, default=1.0) >= 0.5:
+            slowest.append(await longest_turn_during(engine.count_prompt_tokens(huge)))
+        assert min(slowest) < 0.5, slowest
+
+
+async def longest_turn_during(counting: Coroutine[None, None, int]) -> float:
+    """The longest that the event loop did not come to its turn meanwhile, in seconds."""
+    slowest, last = 0.0, time.perf_counter()
+    task = asyncio.create_task(counting)
+    while not task.done():
+        await asyncio.sleep(0.002)
+        now = time.perf_counter()
+        slowest, last = max(slowest, now - last), now
+    assert await task > 20_000
+    return slowest
 
 
 async def test_closing_fails_what_is_running(tiny_policy_path: Path) -> None:

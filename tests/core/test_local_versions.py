@@ -149,7 +149,7 @@ async def test_running_rows_end_on_the_weights_they_started_with(engine: LocalEn
     engine.publish("policy", one_layer(0.3))
     old = await engine.generate("policy", PROMPT, SEEDED, n=2)
     running = asyncio.create_task(engine.generate("policy", PROMPT, SEEDED, n=2))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while engine.running_rows < 2:  # noqa: ASYNC110, it changes in another thread
             await asyncio.sleep(0.001)
     engine.publish("policy", one_layer(0.9))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from databases import OpenStoreAt
+from locked_store import transaction_begins
 from sqlalchemy import Connection
 from stored import best_of_n, completion
 
@@ -167,6 +168,7 @@ async def test_a_locked_file_is_waited_for_then_refused(
 ) -> None:
     file = tmp_path / "bond.db"
     store = await open_store_at(f"sqlite:///{file}", commit_timeout_s=0.3)
+    patient = await open_store_at(f"sqlite:///{file}", commit_timeout_s=60.0)
     blocker = sqlite3.connect(file, isolation_level=None)
     try:
         blocker.execute("BEGIN IMMEDIATE")
@@ -176,8 +178,11 @@ async def test_a_locked_file_is_waited_for_then_refused(
             await store.ping()
         assert await store.completions.count() == 0  # readers go on
 
-        waits = asyncio.create_task(store.completions.record(completion("waits")))
+        begun = transaction_begins(patient)
+        waits = asyncio.create_task(patient.completions.record(completion("waits")))
+        await begun.wait()
         await asyncio.sleep(0.05)
+        assert not waits.done()
         blocker.execute("ROLLBACK")
         await waits
         found = await store.completions.get("waits")
@@ -225,18 +230,19 @@ async def test_a_slow_database_does_not_grow_memory(
     tmp_path: Path, open_store_at: OpenStoreAt
 ) -> None:
     file = tmp_path / "bond.db"
-    store = await open_store_at(f"sqlite:///{file}", commit_timeout_s=20.0, queue_rows=16)
+    store = await open_store_at(f"sqlite:///{file}", commit_timeout_s=120.0, queue_rows=16)
     blocker = sqlite3.connect(file, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
 
     def row(number: int) -> CompletionRecord:
         return completion(f"row {number}", unit=f"{number}" + "x" * 65_536)
 
+    begun = transaction_begins(store)
     waiting = [asyncio.create_task(store.completions.record(row(0)))]
-    await asyncio.sleep(0.05)  # its transaction has begun
+    await begun.wait()
     waiting += [asyncio.create_task(store.completions.record(row(i))) for i in range(1, 17)]
-    await asyncio.sleep(0.05)
-    assert store.completions.num_waiting == 16
+    while store.completions.num_waiting < 16:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(100, 2100):
         with pytest.raises(StoreUnavailableError, match=r"16 rows wait .*store\.queue_rows"):

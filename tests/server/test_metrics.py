@@ -1,6 +1,6 @@
 """Metrics: what is counted, and that it agrees with the log."""
 
-import math
+import time
 
 from running_gateway import MakeConfig, Run, settled
 
@@ -50,16 +50,17 @@ async def test_counts_of_answers(run: Run, make_config: MakeConfig) -> None:
 async def test_latency_has_vllms_buckets(run: Run, make_config: MakeConfig) -> None:
     assert LATENCY_BUCKETS_S == VLLM_E2E_BUCKETS
     async with run(make_config(engine={"type": "fake", "delay_s": 0.35})) as running:
+        began = time.perf_counter()
         await running.post("/v1/distilled")
+        elapsed_s = time.perf_counter() - began
 
         def bucket(bound: str) -> float:
             return running.metric("bond_request_latency_seconds_bucket", arm="distilled", le=bound)
 
         assert bucket("0.3") == 0
         assert bucket("7680.0") == 1
-        assert math.isclose(
-            running.metric("bond_request_latency_seconds_sum", arm="distilled"), 0.35, abs_tol=0.3
-        )
+        latency_s = running.metric("bond_request_latency_seconds_sum", arm="distilled")
+        assert 0.35 <= latency_s <= elapsed_s
 
 
 async def test_paths_and_methods_do_not_multiply_series(run: Run, make_config: MakeConfig) -> None:

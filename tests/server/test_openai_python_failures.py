@@ -113,7 +113,7 @@ async def test_a_timeout_and_a_cancellation_end_the_work(
             return served.engine.in_progress == 0
 
         with pytest.raises(openai.APITimeoutError):
-            await client.chat.completions.create(model=BON, messages=HI, timeout=0.3)
+            await client.chat.completions.create(model=BON, messages=HI, timeout=1.5)
         await eventually(idle)
         asking = asyncio.create_task(client.chat.completions.create(model=BON, messages=HI))
         await eventually(at_work)

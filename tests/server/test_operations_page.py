@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 from api_keys import bearer, make_key
+from held_engine import Held
 from pydantic import BaseModel
 from running_gateway import MakeConfig, Run, Running
 
@@ -56,15 +57,14 @@ def test_every_setting_of_the_gateway_is_documented_and_none_that_does_not_exist
 
 
 async def test_every_header_of_an_answer_is_documented(run: Run, make_config: MakeConfig) -> None:
-    config = make_config(
-        engine={"type": "fake", "delay_s": 0.2},
-        admission={"max_rows": 1, "max_waiting_rows": 0},
-    )
+    config = make_config(admission={"max_rows": 1, "max_waiting_rows": 0})
     async with run(config) as running:
+        engine = Held(running.gateway.engine)
         asking = asyncio.create_task(running.post("/v1/distilled"))
         while running.gateway.admission.running_rows == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         refused = await running.post("/v1/distilled")
+        engine.let_go()
         responses = [
             refused,
             await asking,

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disconnecting import disconnecting_post
+from held_engine import Held
+from locked_store import locked
 from running_gateway import MakeConfig, Run, Running, eventually, scorer, settled
 
 from bond_core.config import BondConfig
@@ -49,8 +52,15 @@ async def refused_as_wrong(running: Running) -> None:
 
 
 async def refused_as_too_much(running: Running) -> None:
-    responses = await asyncio.gather(*(running.post("/v1/best-of-n") for _ in range(6)))
-    assert {response.status_code for response in responses} == {200, 429}
+    engine = Held(running.gateway.engine)
+    asking = [asyncio.create_task(running.post("/v1/best-of-n")) for _ in range(6)]
+
+    async def four_are_refused() -> bool:
+        return sum(task.done() for task in asking) == 4
+
+    await eventually(four_are_refused)
+    engine.let_go()
+    assert {response.status_code for response in await asyncio.gather(*asking)} == {200, 429}
 
 
 async def failed(running: Running) -> None:
@@ -59,15 +69,14 @@ async def failed(running: Running) -> None:
 
 
 async def cancelled(running: Running) -> None:
-    asking = asyncio.create_task(running.post("/v1/best-of-n"))
+    Held(running.gateway.engine)
 
     async def under_way() -> bool:
         return running.metric("bond_in_flight_requests") == 1
 
-    await eventually(under_way)
-    asking.cancel()
-    await asyncio.wait({asking})
-    await running.gateway.background.drain(5)
+    sent = await disconnecting_post(running, "/v1/best-of-n", eventually(under_way))
+    assert sent[0]["status"] == 499
+    await running.gateway.background.drain(60)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +90,11 @@ async def cancelled(running: Running) -> None:
         (refused_as_wrong, {}, {}),
         (
             refused_as_too_much,
-            {
-                "engine": {"type": "fake", "delay_s": 0.1},
-                "admission": {"max_rows": 4, "max_waiting_rows": 1},
-            },
+            {"admission": {"max_rows": 4, "max_waiting_rows": 1}},
             {("bon", "ok"): 2},
         ),
         (failed, {}, {("bon", "failed"): 1}),
-        (cancelled, {"engine": {"type": "fake", "delay_s": 5.0}}, {("bon", "cancelled"): 1}),
+        (cancelled, {}, {("bon", "cancelled"): 1}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -121,13 +127,10 @@ async def test_degraded_answers_are_rows_like_any_other(
 async def test_what_could_not_be_committed_is_the_difference(
     run: Run, make_config: MakeConfig
 ) -> None:
-    config = make_config(store={"commit_timeout_s": 1.0}, server={"policy_poll_s": 60})
+    config = make_config(server={"policy_poll_s": 60})
     async with run(config) as running:
-        other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        assert (await running.post("/v1/best-of-n")).status_code == 503
-        other.execute("ROLLBACK")
-        other.close()
+        with locked(running.gateway.store, commit_timeout_s=0.3):
+            assert (await running.post("/v1/best-of-n")).status_code == 503
         assert (await running.post("/v1/best-of-n")).status_code == 200
         assert counted(running, "bond_requests_total") == {("bon", "ok"): 1, ("bon", "failed"): 1}
         assert counted(running, "bond_log_rows_total") == {("bon", "ok"): 1}

@@ -6,52 +6,45 @@ from typing import Any
 
 import pytest
 from disconnecting import disconnecting_post
-from running_gateway import MakeConfig, Run, Running, row_id, settled
+from held_engine import Held
+from locked_store import locked, row_is_recorded
+from running_gateway import MakeConfig, Run, Running, eventually, row_id, settled
 
-from bond_core.config import BondConfig
 from bond_core.errors import EngineUnavailableError
 from bond_core.types import Arm, Completion, Generation
-
-
-def lock(config: BondConfig) -> sqlite3.Connection:
-    """Another connection that holds the database's only write lock."""
-    connection = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
-    return connection
 
 
 async def test_the_answer_waits_for_its_row(run: Run, make_config: MakeConfig) -> None:
     config = make_config(server={"policy_poll_s": 60})
     async with run(config) as running:
-        other = lock(config)
-        asking = asyncio.create_task(running.post("/v1/best-of-n"))
-        await asyncio.sleep(0.3)
-        assert not asking.done()
-        other.execute("COMMIT")
-        response = await asking
-        assert response.status_code == 200
-        assert float(response.headers["x-bond-overhead-ms"]) > 200
-        # another connection sees the row that was acknowledged
-        [found] = other.execute("SELECT id, status FROM completions").fetchall()
-        assert found == (row_id(response.json()), "ok")
-        other.close()
+        store = running.gateway.store
+        recorded = row_is_recorded(store)
+        with locked(store) as other:
+            asking = asyncio.create_task(running.post("/v1/best-of-n"))
+            await recorded.wait()
+            await asyncio.sleep(0.3)
+            assert not asking.done()
+            other.execute("COMMIT")
+            response = await asking
+            assert response.status_code == 200
+            assert float(response.headers["x-bond-overhead-ms"]) > 200
+            # another connection sees the row that was acknowledged
+            [found] = other.execute("SELECT id, status FROM completions").fetchall()
+            assert found == (row_id(response.json()), "ok")
 
 
 async def test_a_store_that_cannot_commit_is_a_503_and_no_answer(
     run: Run, make_config: MakeConfig
 ) -> None:
-    config = make_config(store={"commit_timeout_s": 0.3}, server={"policy_poll_s": 60})
-    async with run(config) as running:
-        other = lock(config)
-        response = await running.post("/v1/best-of-n")
+    async with run(make_config(server={"policy_poll_s": 60})) as running:
+        with locked(running.gateway.store, commit_timeout_s=0.3):
+            response = await running.post("/v1/best-of-n")
         error = response.json()["error"]
         assert response.status_code == 503
         assert error["code"] == "store_unavailable"
         assert "choices" not in response.json()
         assert running.metric("bond_requests_total", arm="bon", status="failed") == 1
         assert running.metric("bond_log_rows_total", arm="bon", status="ok") == 0
-        other.execute("ROLLBACK")
-        other.close()
         assert (await running.post("/v1/best-of-n")).status_code == 200
 
 
@@ -89,17 +82,26 @@ async def test_an_engine_failure_is_a_503_and_a_failed_row_of_its_arm(
 async def test_a_client_that_goes_away_cancels_and_leaves_a_row(
     run: Run, make_config: MakeConfig
 ) -> None:
-    config = make_config(engine={"type": "fake", "delay_s": 5.0})
-    async with run(config) as running:
-        sent = await disconnecting_post(running, "/v1/best-of-n", after_s=0.1)
-        assert running.gateway.engine.in_progress == 0  # type: ignore[attr-defined]
+    async with run(make_config()) as running:
+        engine: Any = running.gateway.engine
+        Held(engine)
+
+        async def at_work_for_a_while() -> None:
+            await eventually(at_work)
+            await asyncio.sleep(0.1)
+
+        async def at_work() -> bool:
+            return engine.in_progress == 4
+
+        sent = await disconnecting_post(running, "/v1/best-of-n", at_work_for_a_while())
+        assert engine.in_progress == 0
         await settled(running)
         record = await only_row(running)
         assert running.metric("bond_requests_total", arm="bon", status="cancelled") == 1
         assert running.metric("bond_in_flight_requests") == 0
     assert sent[0]["status"] == 499
     assert (record["status"], record["arm"], record["may_train"]) == ("cancelled", "bon", 0)
-    assert 0.1 <= record["latency_s"] < 5.0
+    assert 0.1 <= record["latency_s"] < 60.0
 
 
 async def test_a_client_that_leaves_during_the_commit_leaves_an_answered_row(
@@ -107,10 +109,9 @@ async def test_a_client_that_leaves_during_the_commit_leaves_an_answered_row(
 ) -> None:
     config = make_config(server={"policy_poll_s": 60})
     async with run(config) as running:
-        other = lock(config)
-        await disconnecting_post(running, "/v1/distilled", after_s=0.2)
-        other.execute("COMMIT")
-        other.close()
+        recorded = row_is_recorded(running.gateway.store)
+        with locked(running.gateway.store):
+            await disconnecting_post(running, "/v1/distilled", recorded.wait())
         await settled(running)
         record = await only_row(running)
         assert running.metric("bond_requests_total", arm="distilled", status="ok") == 1
@@ -125,10 +126,9 @@ async def test_a_client_that_leaves_as_its_failure_is_recorded_leaves_a_failed_r
     config = make_config(server={"policy_poll_s": 60})
     async with run(config) as running:
         running.gateway.engine.failure = EngineUnavailableError("away")  # type: ignore[attr-defined]
-        other = lock(config)
-        await disconnecting_post(running, "/v1/distilled", after_s=0.2)
-        other.execute("COMMIT")
-        other.close()
+        recorded = row_is_recorded(running.gateway.store)
+        with locked(running.gateway.store):
+            await disconnecting_post(running, "/v1/distilled", recorded.wait())
         await settled(running)
         record = await only_row(running)
         assert running.metric("bond_requests_total", arm="distilled", status="failed") == 1

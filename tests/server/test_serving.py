@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,26 @@ from bond_server.serving import claim_socket
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
+HELD_REWARDS = """
+import time
+from pathlib import Path
+
+
+def held(prompts, completions, **kwargs):
+    while not Path(__file__).with_name("go").exists():
+        time.sleep(0.005)
+    return [float(len(turns[0]["content"])) for turns in completions]
+"""
+"""Scores once there is a file `go`."""
+
+
 def write_config(folder: Path, rewards: Path, **server: Any) -> Path:
     file = folder / "bond.yaml"
-    delay_s = server.pop("delay_s", 0.0)
+    delay_s, function = server.pop("delay_s", 0.0), server.pop("function", "length")
     document = {
         "model": {"path": "no-model", "name": MODEL},
         "engine": {"type": "fake", "delay_s": delay_s},
-        "scorer": {"type": "function", "function": f"{rewards}:length"},
+        "scorer": {"type": "function", "function": f"{rewards}:{function}"},
         "data_dir": "data",
         "server": {"port": 0, **server},
     }
@@ -46,7 +59,9 @@ def rows(config: Path) -> list[tuple[str, str]]:
         connection.close()
 
 
-async def signalled_post(process: subprocess.Popen[str], url: str) -> httpx.Response | None:
+async def signalled_post(
+    process: subprocess.Popen[str], url: str, then: Callable[[], Awaitable[None]] | None = None
+) -> httpx.Response | None:
     """Send a request and, while it runs, SIGTERM; None if the connection broke."""
     async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
         asking = asyncio.create_task(client.post("/v1/best-of-n", json=HI))
@@ -56,17 +71,34 @@ async def signalled_post(process: subprocess.Popen[str], url: str) -> httpx.Resp
 
         await eventually(in_flight)
         process.send_signal(signal.SIGTERM)
+        if then is not None:
+            await then()
         try:
             return await asking
         except httpx.TransportError:
             return None
 
 
-async def test_sigterm_lets_running_requests_end(tmp_path: Path, rewards_file: Path) -> None:
-    config = write_config(tmp_path, rewards_file, delay_s=1.0)
+async def test_sigterm_lets_running_requests_end(tmp_path: Path) -> None:
+    rewards = tmp_path / "held.py"
+    rewards.write_text(HELD_REWARDS)
+    config = write_config(tmp_path, rewards, function="held")
     with ready_gateway(config) as (process, url):
-        response = await signalled_post(process, url)
-        assert process.wait(10) == 0
+
+        async def is_closing() -> bool:
+            try:
+                async with httpx.AsyncClient(base_url=url, trust_env=False) as another:
+                    await another.get("/healthz")
+            except httpx.TransportError:
+                return True
+            return False
+
+        async def go_on() -> None:
+            await eventually(is_closing)
+            (tmp_path / "go").touch()
+
+        response = await signalled_post(process, url, go_on)
+        assert process.wait(60) == 0
     assert response is not None
     assert response.status_code == 200
     [(id_, status)] = rows(config)
@@ -77,12 +109,10 @@ async def test_sigterm_lets_running_requests_end(tmp_path: Path, rewards_file: P
 async def test_what_outlasts_the_grace_is_cancelled_and_recorded(
     tmp_path: Path, rewards_file: Path
 ) -> None:
-    config = write_config(tmp_path, rewards_file, delay_s=60.0, shutdown_grace_s=1.0)
+    config = write_config(tmp_path, rewards_file, delay_s=600.0, shutdown_grace_s=1.0)
     with ready_gateway(config) as (process, url):
-        started = time.monotonic()
         response = await signalled_post(process, url)
-        assert process.wait(10) == 0
-        assert time.monotonic() - started < 6
+        assert process.wait(30) == 0  # and not after the 60 s of its work
     assert response is not None
     assert response.status_code == 503
     error = response.json()["error"]
@@ -98,18 +128,29 @@ def test_an_acknowledged_answer_survives_kill_9(tmp_path: Path, rewards_file: Pa
         with httpx.Client(base_url=url, trust_env=False) as client:
             ids = [client.post("/v1/distilled", json=HI).json()["id"] for _ in range(5)]
         process.kill()
-        process.wait(10)
+        process.wait(60)
     assert [f"chatcmpl-{id_}" for id_, _ in rows(config)] == ids
 
 
-def test_a_client_that_closes_its_connection_cancels(tmp_path: Path, rewards_file: Path) -> None:
-    config = write_config(tmp_path, rewards_file, delay_s=60.0)
-    with ready_gateway(config) as (_, url), httpx.Client(base_url=url, trust_env=False) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/best-of-n", json=HI, timeout=0.5)
-        deadline = time.monotonic() + 10
-        while not rows(config) and time.monotonic() < deadline:
-            time.sleep(0.02)
+async def test_a_client_that_closes_its_connection_cancels(
+    tmp_path: Path, rewards_file: Path
+) -> None:
+    config = write_config(tmp_path, rewards_file, delay_s=600.0)
+    with ready_gateway(config) as (_, url):
+        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+            asking = asyncio.create_task(client.post("/v1/best-of-n", json=HI))
+
+            async def in_flight() -> bool:
+                return "bond_in_flight_requests 1.0" in (await client.get("/metrics")).text
+
+            await eventually(in_flight)
+            asking.cancel()  # which closes its connection
+            await asyncio.wait({asking})
+
+            async def recorded() -> bool:
+                return len(rows(config)) == 1
+
+            await eventually(recorded)
         assert [status for _, status in rows(config)] == ["cancelled"]
 
 
@@ -139,7 +180,7 @@ def run_to_end(config: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -155,7 +196,7 @@ async def test_answers_do_not_wait_for_acknowledgements() -> None:
     with claim_socket("127.0.0.1", 0) as listener:
         server = await asyncio.start_server(on_connection, sock=listener)
         _, writer = await asyncio.open_connection(*listener.getsockname())
-        assert await asyncio.wait_for(accepted, 10) == 1
+        assert await asyncio.wait_for(accepted, 60) == 1
         writer.close()
         server.close()
 
@@ -185,7 +226,7 @@ def test_a_host_that_does_not_resolve_is_told() -> None:
 
 
 async def test_sigterm_lets_streams_end(tmp_path: Path, rewards_file: Path) -> None:
-    config = write_config(tmp_path, rewards_file, delay_s=1.5)
+    config = write_config(tmp_path, rewards_file, delay_s=3.0)
     with ready_gateway(config) as (process, url):
         async with (
             httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
@@ -195,7 +236,7 @@ async def test_sigterm_lets_streams_end(tmp_path: Path, rewards_file: Path) -> N
             told = [await anext(lines)]
             process.send_signal(signal.SIGTERM)
             told += [line async for line in lines]
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert response.status_code == 200
     assert [line for line in told if line][-1] == "data: [DONE]"
     assert [status for _, status in rows(config)] == ["ok"]
@@ -210,7 +251,7 @@ def test_every_line_of_a_json_log_is_json(tmp_path: Path, rewards_file: Path) ->
             scanner.recv(1000)
         assert httpx.post(f"{url}/v1/distilled", json=HI, trust_env=False).status_code == 200
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=120)
     lines = [json.loads(line) for line in log.splitlines()]
     assert {"bond.access", "uvicorn.error"} <= {line["logger"] for line in lines}
 
@@ -228,7 +269,7 @@ async def test_a_stream_that_outlasts_the_grace_of_a_shutdown_is_told_so(
             told = [await anext(lines)]
             process.send_signal(signal.SIGTERM)
             told += [line async for line in lines]
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=120)
     last = json.loads([line for line in told if line][-1].removeprefix("data: "))
     assert last["error"]["code"] == "shutting_down"
     assert "Traceback" not in log

@@ -112,14 +112,14 @@ async def test_a_session_that_is_ended_is_over_for_whoever_has_the_cookie(
 async def test_a_session_ends_with_its_time_and_with_its_key(
     run: Run, make_config: MakeConfig
 ) -> None:
-    async with run(make_config(access={"session_s": 0.3})) as running:
+    async with run(make_config(access={"session_s": 600})) as running:
         _, secret = await make_key(running, ["read"])
         value = cookie_of(await begin(running, secret)).value
         running.client.cookies.clear()
         headers = {"cookie": f"bond_session={value}"}
         assert (await running.client.get("/v1/policies", headers=headers)).status_code == 200
         keyring = running.gateway.gatekeeper.keyring
-        keyring._clock = lambda: time.time() + 0.4
+        keyring._clock = lambda: time.time() + 601
         assert code_of(await running.client.get("/v1/policies", headers=headers), 401)
         keyring._clock = time.time
     async with run(make_config()) as running:

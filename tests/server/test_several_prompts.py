@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from held_engine import Held
 from openai import OpenAI
 from running_gateway import MODEL, MakeConfig, Run, Running, eventually
 from served_gateway import Serve, told
@@ -180,20 +181,34 @@ async def test_no_more_candidates_run_at_once_than_one_request_may_draw(
 async def test_prompts_of_an_admitted_request_wait_and_leave_others_their_turn(
     run: Run, make_config: MakeConfig
 ) -> None:
-    engine: dict[str, Any] = {"type": "fake", "delay_s": 0.05, "capacity": 4}
     admission = {"max_rows": 5, "max_waiting_rows": 1}
-    async with run(make_config(engine=engine, admission=admission)) as running:
+    async with run(make_config(admission=admission)) as running:
+        engine = Held(running.gateway.engine)
         prompts = [f"text {index}" for index in range(40)]
         model = f"{MODEL}:reference"
         batch = asyncio.create_task(ask(running, model=model, prompt=prompts))
-        await asyncio.sleep(0.05)
-        others = [await ask(running, model=model, prompt="x") for _ in range(3)]
+
+        async def has_all_places_and_waits() -> bool:
+            admitted = running.gateway.admission
+            return (admitted.running_rows, admitted.waiting_rows) == (5, 1)
+
+        others: list[httpx.Response] = []
+        for turn in range(3):  # each behind the one of the batch that waits before it
+            await eventually(has_all_places_and_waits)
+            other = asyncio.create_task(ask(running, model=model, prompt="x"))
+            while not other.done():
+                engine.let_go(1)
+                await asyncio.sleep(0.01)
+            others.append(await other)
+            assert await running.gateway.store.completions.count() < 40, turn
         assert not batch.done()
+        await asyncio.sleep(0.1)
+        engine.let_go()
         answer = await batch
         rows = {row.messages[0].content: row for row in await all_rows(running.gateway.store)}
     assert [other.status_code for other in others] == [200, 200, 200]
     assert (answer.status_code, len(answer.json()["choices"])) == (200, 40)
-    assert rows["text 39"].queue_s > 0.2  # seven turns of places before it, and not an overhead
+    assert rows["text 39"].queue_s > 0.1  # behind all others, and not an overhead
     assert rows["text 39"].latency_s >= rows["text 39"].queue_s + rows["text 39"].generate_s
     assert (running.metric("bond_admission_refused_total", reason="queue_full")) == 0
 
@@ -201,13 +216,18 @@ async def test_prompts_of_an_admitted_request_wait_and_leave_others_their_turn(
 async def test_several_prompts_are_refused_as_one_request(
     run: Run, make_config: MakeConfig
 ) -> None:
-    engine: dict[str, Any] = {"type": "fake", "delay_s": 0.3}
     admission = {"max_rows": 1, "max_waiting_rows": 0}
-    async with run(make_config(engine=engine, admission=admission)) as running:
+    async with run(make_config(admission=admission)) as running:
+        engine = Held(running.gateway.engine)
         one = asyncio.create_task(ask(running, prompt="x", best_of=1))
-        await asyncio.sleep(0.1)
+
+        async def has_the_place() -> bool:
+            return running.gateway.admission.running_rows == 1
+
+        await eventually(has_the_place)
         refusals = running.metric("bond_admission_refused_total", reason="queue_full")
         together = await ask(running, prompt=PROMPTS, best_of=1)
+        engine.let_go()
         assert (await one).status_code == 200
         counted = running.metric("bond_admission_refused_total", reason="queue_full") - refusals
         assert await running.gateway.store.completions.count() == 1

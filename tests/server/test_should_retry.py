@@ -2,12 +2,13 @@
 
 import asyncio
 import re
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from held_engine import Held
+from locked_store import locked
 from openai import AsyncOpenAI
 from running_gateway import MODEL, MakeConfig, Run, eventually
 from served_gateway import HI, Serve
@@ -71,22 +72,19 @@ async def test_the_package_does_not_draw_again_what_met_its_deadline(
 async def test_the_package_draws_again_what_was_not_committed(
     serve: Serve, make_config: MakeConfig
 ) -> None:
-    config = make_config(store={"commit_timeout_s": 0.2})
-    async with serve(config) as served:
-        other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
+    async with serve(make_config()) as served:
 
-        async def until_the_first_attempt_has_failed() -> None:
+        async def locked_until_the_first_attempt_has_failed() -> None:
             async def failed() -> bool:
-                return served.metric("bond_requests_total", arm="bon", status="failed") == 1
+                return served.metric("bond_requests_total", arm="bon", status="failed") >= 1
 
-            try:
+            with locked(served.gateway.store, commit_timeout_s=0.3):
+                is_locked.set()
                 await eventually(failed)
-            finally:
-                other.execute("ROLLBACK")
-                other.close()
 
-        coming_back = asyncio.create_task(until_the_first_attempt_has_failed())
+        is_locked = asyncio.Event()
+        coming_back = asyncio.create_task(locked_until_the_first_attempt_has_failed())
+        await is_locked.wait()
         async with AsyncOpenAI(api_key="none", base_url=f"{served.url}/v1", max_retries=5) as sdk:
             answer = await sdk.chat.completions.create(
                 model=f"{MODEL}:bon",
@@ -112,20 +110,30 @@ async def test_a_row_that_is_not_committed_leaves_the_retry_to_the_status(
 async def test_the_package_comes_back_where_the_queue_was_full(
     serve: Serve, make_config: MakeConfig
 ) -> None:
-    config = make_config(
-        engine=fake(delay_s=0.3, capacity=4), admission={"max_rows": 4, "max_waiting_rows": 0}
-    )
-    async with serve(config) as served:
+    async with serve(make_config(admission={"max_rows": 4, "max_waiting_rows": 0})) as served:
+        engine = Held(served.engine)
         body = {"model": f"{MODEL}:bon", "messages": HI}
         first = asyncio.create_task(served.client.post("/v1/chat/completions", json=body))
-        while not served.engine.in_progress:  # noqa: ASYNC110
+        while served.gateway.admission.running_rows < 4:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         refused = await served.client.post("/v1/chat/completions", json=body)
         assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "true")
+
+        def refusals() -> float:
+            return served.metric("bond_admission_refused_total", reason="queue_full")
+
+        async def refused_once_more() -> bool:
+            return refusals() >= 2
+
         async with AsyncOpenAI(api_key="none", base_url=f"{served.url}/v1", max_retries=5) as sdk:
-            answer = await sdk.chat.completions.create(
-                model=f"{MODEL}:bon",
-                messages=[{"role": "user", "content": HI[0]["content"]}],
+            asking = asyncio.create_task(
+                sdk.chat.completions.create(
+                    model=f"{MODEL}:bon",
+                    messages=[{"role": "user", "content": HI[0]["content"]}],
+                )
             )
+            await eventually(refused_once_more)
+            engine.let_go()
+            answer = await asking
         assert answer.choices[0].message.content
         assert (await first).status_code == 200

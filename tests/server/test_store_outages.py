@@ -6,14 +6,17 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+import sqlalchemy as sa
+import sqlalchemy.ext.asyncio
 from databases import PostgresServer
+from locked_store import impatient, locked, transaction_begins
 from own_postgres import OwnPostgres
-from running_gateway import MakeConfig, Run, Running, eventually
+from running_gateway import MakeConfig, Run, Running, eventually, settled
 
 from bond_core.store import open_store
 
@@ -96,7 +99,7 @@ async def test_a_server_that_is_stopped_is_waited_for_then_refused_then_used_aga
                 json={"messages": [{"role": "user", "content": "hi"}]},
                 headers={"Idempotency-Key": "k"},
             )
-            assert time.perf_counter() - began < 10
+            assert time.perf_counter() - began < 30
             not_ready = await running.client.get("/readyz")
             assert (await running.client.get("/healthz")).status_code == 200
             await asyncio.to_thread(server.start)
@@ -121,59 +124,71 @@ async def test_a_server_that_is_stopped_is_waited_for_then_refused_then_used_aga
     assert "store" in not_ready.json()["error"]["message"]
 
 
+@asynccontextmanager
+async def table_locked(url: str) -> AsyncIterator[None]:
+    """Another session holds the table of the log within the block."""
+    engine = sa.ext.asyncio.create_async_engine(url)
+    try:
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("LOCK TABLE completions IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await engine.dispose()
+
+
 async def test_a_table_that_is_locked_in_postgresql_is_a_503_in_bounded_time(
     run: Run, make_config: MakeConfig, postgres: PostgresServer
 ) -> None:
     url = postgres.migrated()
-    config = make_config(store={"url": url, "commit_timeout_s": 0.5}, server={"policy_poll_s": 60})
-    other = await open_store(url)
+    config = make_config(store={"url": url}, server={"policy_poll_s": 60})
     async with run(config) as running:
-        held, release = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
+        with impatient(running.gateway.store, 0.5):
+            async with table_locked(url):
+                refused = await running.post("/v1/best-of-n")
 
-        def hold(connection: Any) -> None:
-            connection.exec_driver_sql("LOCK TABLE completions IN ACCESS EXCLUSIVE MODE").close()
-            loop.call_soon(held.set)
-            connection.exec_driver_sql("SELECT pg_sleep(2)").close()
-            release.set()
+        async def answers() -> bool:
+            return (await running.post("/v1/best-of-n")).status_code == 200
 
-        holding = asyncio.create_task(other.database.write(hold))
-        await held.wait()
-        began = time.perf_counter()
-        refused = await running.post("/v1/best-of-n")
-        took = time.perf_counter() - began
-        await holding
-        recovered = await running.post("/v1/best-of-n")
-    await other.close()
+        await eventually(answers)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
-    assert took < 1.9  # the lock was still held
-    assert recovered.status_code == 200
+
+
+async def test_a_store_that_is_away_at_the_end_does_not_make_it_a_failure(
+    run: Run, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack:
+        async with run(make_config()) as running:
+            assert (await running.post("/v1/best-of-n")).status_code == 200
+            assert running.gateway.controller.holds_lease
+            stack.enter_context(locked(running.gateway.store, commit_timeout_s=0.2))
+    told = [record.getMessage() for record in caplog.records]
+    assert len([text for text in told if "lease is left to run out: " in text]) == 1
 
 
 async def test_answers_that_a_slow_database_cannot_take_are_refused_at_once(
     run: Run, make_config: MakeConfig
 ) -> None:
     config = make_config(
-        store={"queue_rows": 10, "commit_timeout_s": 60.0, "group_commit_rows": 5},
+        store={"queue_rows": 10, "commit_timeout_s": 120.0, "group_commit_rows": 5},
         server={"policy_poll_s": 60},
     )
     async with run(config) as running:
         assert (await running.post("/v1/distilled")).status_code == 200
-        other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        waiting = [asyncio.create_task(running.post("/v1/distilled"))]
-        await asyncio.sleep(0.2)  # its transaction has begun, and waits for the lock
-        waiting += [asyncio.create_task(running.post("/v1/distilled")) for _ in range(10)]
+        store = running.gateway.store
+        await settled(running)
+        with locked(store):
+            begun = transaction_begins(store)
+            waiting = [asyncio.create_task(running.post("/v1/distilled"))]
+            await begun.wait()
+            waiting += [asyncio.create_task(running.post("/v1/distilled")) for _ in range(10)]
 
-        async def full() -> bool:
-            return running.gateway.store.completions.num_waiting == 10
+            async def full() -> bool:
+                return store.completions.num_waiting == 10
 
-        await eventually(full)
-        began = time.perf_counter()
-        refused = [await running.post("/v1/distilled") for _ in range(10)]
-        assert time.perf_counter() - began < 20  # none of them waited for the 60 s
-        other.execute("ROLLBACK")
-        other.close()
+            await eventually(full)
+            refused = [await running.post("/v1/distilled") for _ in range(10)]
+            # none of them waited for a commit: those before them wait still
+            assert not any(task.done() for task in waiting)
         committed = await asyncio.gather(*waiting)
         assert (await running.post("/v1/distilled")).status_code == 200
         assert await rows_of(running) == 1 + 11 + 1

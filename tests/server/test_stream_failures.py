@@ -1,11 +1,12 @@
 """Streams that do not end as they should: errors, a store that is away, deadlines."""
 
 import asyncio
-import sqlite3
 import time
 from typing import Any
 
 import pytest
+from held_engine import Held
+from locked_store import locked
 from running_gateway import MODEL, MakeConfig, eventually
 from served_gateway import HI, Serve, Told, frames, told
 
@@ -92,16 +93,10 @@ async def test_an_unexpected_error_in_mid_stream_names_the_request(
 async def test_an_answer_whose_row_is_not_committed_is_not_finished(
     serve: Serve, make_config: MakeConfig
 ) -> None:
-    config = make_config(store={"commit_timeout_s": 0.2}, server={"keep_alive_s": 0.05})
-    async with serve(config) as served:
-        other = sqlite3.connect(config.data_dir / "bond.db", isolation_level=None)
-        try:
-            other.execute("BEGIN IMMEDIATE")
+    async with serve(make_config(server={"keep_alive_s": 0.05})) as served:
+        with locked(served.gateway.store, commit_timeout_s=0.3):
             single = await told(served, CHAT, **SINGLE)
             selection = await told(served, CHAT, **SELECTION)
-        finally:
-            other.execute("ROLLBACK")
-            other.close()
         assert single.text() != ""  # it was on its way already
         assert selection.text() == ""
         for answer in (single, selection):
@@ -118,11 +113,10 @@ async def test_a_deadline_gives_the_best_of_the_candidates_that_ended(
 ) -> None:
     body = SELECTION | {
         "best_of": 16,
-        "bond": {"deadline_ms": 2000, "return_candidates": True},
+        "bond": {"deadline_ms": 1500, "return_candidates": True},
     }
-    # one after another, a tenth of a second each: about six of sixteen end in time
-    async with serve(make_config(engine=fake(capacity=1, delay_s=0.3))) as served:
-        started = time.monotonic()
+    async with serve(make_config(engine=fake(capacity=1))) as served:
+        Held(served.engine, let_go=5)  # of sixteen, one after another
         if stream:
             answer = await told(served, CHAT, **body)
             assert answer.done
@@ -132,15 +126,11 @@ async def test_a_deadline_gives_the_best_of_the_candidates_that_ended(
             assert response.headers["x-bond-degraded"] == "deadline"
             bond = response.json()["bond"]
             text = response.json()["choices"][0]["message"]["content"]
-        assert time.monotonic() - started < 4.5  # all sixteen would take 4.8 s
-        assert served.engine.in_progress == 0
-        drawn = served.engine.drawn
-        await asyncio.sleep(0.15)
-        assert served.engine.drawn == drawn  # the others were given up
+        assert served.engine.in_progress == 0  # the others were given up
+        assert served.engine.drawn == 5
     assert bond["degraded"] == "deadline"
     candidates = bond["candidates"]
-    assert 1 <= len(candidates) <= 6
-    assert [c["index"] for c in candidates] == list(range(len(candidates)))
+    assert [c["index"] for c in candidates] == [0, 1, 2, 3, 4]
     best = max(candidates, key=lambda c: c["score"])
     assert (bond["score"], text) == (best["score"], best["text"])
 
@@ -171,7 +161,7 @@ async def test_a_deadline_that_comes_in_the_queue_is_not_waited_past(
         await eventually(at_work)
         started = time.monotonic()
         response = await served.client.post(CHAT, json=SELECTION | {"bond": {"deadline_ms": 100}})
-        assert time.monotonic() - started < 5  # the queue's own limit is longer
+        assert time.monotonic() - started < 25  # the queue's own limit is longer
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "queue_timeout"
         assert "the request's deadline" in response.json()["error"]["message"]

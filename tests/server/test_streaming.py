@@ -1,10 +1,17 @@
 """What a stream says, and in which order, on a real socket."""
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from held_engine import Held
 from running_gateway import MODEL, MakeConfig
 from served_gateway import HI, Serve, Served, Told, frames, said, told
+from skipped_time import run_skipping
+from starlette.types import Message
+
+from bond_server.sse import EventStream
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 REFERENCE = {"model": f"{MODEL}:reference", "messages": HI, "seed": 7, "max_tokens": 12}
@@ -146,16 +153,47 @@ async def test_no_part_of_a_stop_string_is_sent(
 
 
 async def test_a_quiet_stream_is_kept_alive(serve: Serve, make_config: MakeConfig) -> None:
-    config = make_config(
-        engine={"type": "fake", "delay_s": 0.35}, server={"keep_alive_s": 0.1, "policy_poll_s": 5}
-    )
+    config = make_config(server={"keep_alive_s": 0.05, "policy_poll_s": 5})
     async with serve(config) as served:
-        answer = await told(served, CHAT, **REFERENCE, best_of=2)
-        beats = answer.frames.count(": keep-alive")
-        assert 1 <= beats <= 3
-        assert answer.frames[:beats] == [": keep-alive"] * beats
-        assert answer.done
-        assert ": keep-alive" not in (await told(served, CHAT, **REFERENCE)).frames
+        engine = Held(served.engine)
+        sent = REFERENCE | {"best_of": 2, "stream": True}
+        async with served.client.stream("POST", CHAT, json=sent) as response:
+            told_frames = frames(response)
+            beats = [await anext(told_frames) for _ in range(3)]  # before there is an answer
+            engine.let_go()
+            answer = Told(response.headers, [frame async for frame in told_frames])
+    assert beats == [": keep-alive"] * 3
+    assert answer.done
+    assert kinds(Told(answer.headers, [f for f in answer.frames if f[0] != ":"])) == [
+        "role", "content", "finish", "done",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pause_s", "beats"), [(0.09, 0), (0.35, 2)])
+def test_a_stream_that_speaks_is_not_kept_alive(pause_s: float, beats: int) -> None:
+    sent: list[bytes] = []
+
+    async def events() -> AsyncGenerator[str]:
+        for number in range(10):
+            yield f"piece {number}"
+            await asyncio.sleep(pause_s if number == 4 or not beats else 0.01)
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    async def all_of_it() -> None:
+        stream = EventStream(events(), {}, str, keep_alive_s=0.1, send_timeout_s=60)
+        await stream({"type": "http"}, receive, send)
+
+    run_skipping(all_of_it())
+    pieces = [body.decode() for body in sent if body]
+    assert [p for p in pieces if p[0] != ":"] == [f"data: piece {n}\n\n" for n in range(10)]
+    assert pieces.count(": keep-alive\n\n") == beats
+    assert pieces[5 : 5 + beats] == [": keep-alive\n\n"] * beats
 
 
 async def test_a_row_is_committed_before_the_finish_is_told(

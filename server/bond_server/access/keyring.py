@@ -83,6 +83,8 @@ class Keyring:
         """Look at the store now. Raises `StoreUnavailableError`."""
         looked_at = time.monotonic()
         snapshot = await self._access.snapshot(self._revision)
+        if looked_at < self._looked_at:
+            return  # a later look was answered earlier: what this one found may be gone by now
         self._looked_at = looked_at
         if snapshot is not None:
             self._take(snapshot)

@@ -12,6 +12,7 @@ from bond_server.schemas.completion import (
     Timings,
     Usage,
 )
+from bond_server.services.draft import Draft
 from bond_server.services.generation import Answer, Begun
 
 COST_HEADER = "x-bond-cost-usd"
@@ -80,19 +81,21 @@ def bond_view(answer: Answer, *, return_candidates: bool) -> BondAnswer:
     )
 
 
-def fingerprint(record: CompletionRecord) -> str:
-    """`system_fingerprint`: what the answer depends on besides the request."""
-    return record.system_fingerprint or fingerprint_of(record.version)
-
-
-def identity_of(record: CompletionRecord, prefix: str) -> Identity:
+def identity_of(named: CompletionRecord | Draft, prefix: str) -> Identity:
     """The fields that name an answer, whole or in pieces."""
     return {
-        "id": prefix + record.id,
-        "created": int(record.created_at),
-        "model": record.requested_model,
-        "system_fingerprint": fingerprint(record),
+        "id": prefix + named.id,
+        "created": int(named.created_at),
+        "model": named.requested_model,
+        "system_fingerprint": fingerprint(named),
     }
+
+
+def fingerprint(named: CompletionRecord | Draft) -> str:
+    """`system_fingerprint`: what the answer depends on besides the request; rows that are as old as
+    the first releases have none of their own."""
+    version = named.plan.version if isinstance(named, Draft) else named.version
+    return named.system_fingerprint or fingerprint_of(version)
 
 
 def usage_view(answer: Answer) -> Usage:

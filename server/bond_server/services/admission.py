@@ -11,8 +11,6 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from bond_core.errors import BondError, DeadlineError, OverloadedError
@@ -78,10 +76,9 @@ class Admission:
         """Rows in the queue."""
         return self._waiting_rows
 
-    @asynccontextmanager
-    async def admitted(
+    def admitted(
         self, rows: int, within_s: float | None = None, line: Line | None = None
-    ) -> AsyncGenerator[float]:
+    ) -> "_Places":
         """Hold places for a request of so many rows; gives the seconds that it waited for them.
 
         Raises `OverloadedError` at once if the queue is full, or after the longest wait, which is
@@ -90,25 +87,7 @@ class Admission:
         there are places takes them all. Of a `line` only the first is refused; a later one that
         has no place by its deadline raises `DeadlineError`.
         """
-        cost = min(rows, self._max_rows)
-        arrived = time.perf_counter()
-        async with nullcontext() if line is None else line.at_once:
-            if line is None:
-                waited = await self._enter(cost, within_s)
-            else:
-                async with line.front:
-                    gone_s = time.perf_counter() - arrived
-                    left_s = None if within_s is None else within_s - gone_s
-                    await self._enter_of(line, cost, left_s)
-                waited = True  # if only for those before it
-            started = time.perf_counter()
-            try:
-                yield started - arrived if waited else 0.0
-            finally:
-                self._ended += 1
-                weight = max(_SMOOTHING, 1 / self._ended)
-                self._held_s += weight * (time.perf_counter() - started - self._held_s)
-                self._give_back(cost)
+        return _Places(self, min(rows, self._max_rows), within_s, line)
 
     def refusal(self) -> OverloadedError | None:
         """What a request gets that comes now, if the queue is full; counts it as refused."""
@@ -119,23 +98,30 @@ class Admission:
     def _is_full(self) -> bool:
         return self._waiting_rows - self._patient_rows >= self._max_waiting_rows
 
-    async def _enter_of(self, line: Line, cost: int, within_s: float | None) -> None:
+    async def enter_of(self, line: Line, cost: int, within_s: float | None) -> None:
+        """Take places for one of a line; raises as `admitted` says."""
         if line.refusal is not None:
             raise line.refusal
         try:
-            await self._enter(cost, within_s, patient=line.is_admitted)
+            await self.enter(cost, within_s, patient=line.is_admitted)
         except BondError as error:
             line.refusal = error
             raise
         line.is_admitted = True
 
-    async def _enter(self, cost: int, within_s: float | None, *, patient: bool = False) -> bool:
+    async def enter(self, cost: int, within_s: float | None, *, patient: bool = False) -> bool:
         """Take places; gives whether they had to be waited for."""
         if self._queue or self._running_rows + cost > self._max_rows:
             await self._wait(cost, within_s, patient)
             return True
         self._take(cost)
         return False
+
+    def leave(self, cost: int, held_s: float) -> None:
+        """Give places back that were held so long."""
+        self._ended += 1
+        self._held_s += max(_SMOOTHING, 1 / self._ended) * (held_s - self._held_s)
+        self._give_back(cost)
 
     async def _wait(self, cost: int, within_s: float | None, patient: bool) -> None:
         if self._is_full and not patient:
@@ -217,3 +203,45 @@ class Admission:
         return OverloadedError(
             f"{why}; come back in {retry_s:.1f} s", code=reason, retry_after_s=retry_s
         )
+
+
+class _Places:
+    """Places that are held. A class, as a generator would cost each request several times as
+    much."""
+
+    __slots__ = ("_admission", "_cost", "_line", "_started", "_within_s")
+
+    def __init__(
+        self, admission: Admission, cost: int, within_s: float | None, line: Line | None
+    ) -> None:
+        self._admission = admission
+        self._cost = cost
+        self._within_s = within_s
+        self._line = line
+        self._started = 0.0
+
+    async def __aenter__(self) -> float:
+        arrived = time.perf_counter()
+        if self._line is None:
+            waited = await self._admission.enter(self._cost, self._within_s)
+        else:
+            waited = True  # if only for those before it
+            await self._enter_line(self._line, arrived)
+        self._started = time.perf_counter()
+        return self._started - arrived if waited else 0.0
+
+    async def __aexit__(self, *error: object) -> None:
+        self._admission.leave(self._cost, time.perf_counter() - self._started)
+        if self._line is not None:
+            self._line.at_once.release()
+
+    async def _enter_line(self, line: Line, arrived: float) -> None:
+        await line.at_once.acquire()
+        try:
+            async with line.front:
+                gone_s = time.perf_counter() - arrived
+                left_s = None if self._within_s is None else self._within_s - gone_s
+                await self._admission.enter_of(line, self._cost, left_s)
+        except BaseException:
+            line.at_once.release()
+            raise

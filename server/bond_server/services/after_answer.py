@@ -148,7 +148,7 @@ class AfterAnswer:
         for row in rows:
             ratio = await self._log_ratio(row)
             if scores.get(row.id) is not None:
-                self._metrics.reward.labels(row.arm.value).observe(scores[row.id])
+                self._metrics.reward(row.arm.value).observe(scores[row.id])
             if ratio is not None and row.arm is Arm.DISTILLED:
                 self._metrics.log_ratio.observe(ratio)
             annotations.append(

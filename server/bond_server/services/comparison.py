@@ -96,4 +96,5 @@ class ComparisonService:
 def _now(begun: Begun) -> Begun:
     """The same, timed from now: the arms before it are no part of its time."""
     context = replace(begun.ask.context, started=time.perf_counter())
-    return replace(begun, ask=replace(begun.ask, context=context))
+    draft = replace(begun.draft, ask=replace(begun.ask, context=context))
+    return replace(begun, draft=draft)

@@ -124,10 +124,14 @@ class Controller:
             await asyncio.sleep(1.0)
 
     async def close(self) -> None:
-        """Give the lease back, so that another gateway takes over at once."""
+        """Give the lease back, so that another gateway takes over at once; where the store does
+        not answer, it runs out."""
         if self.holds_lease:
             self._lease_until = 0.0
-            await self._store.leases.release(LEASE, self._holder)
+            try:
+                await self._store.leases.release(LEASE, self._holder)
+            except StoreUnavailableError as error:
+                logger.warning("the controller's lease is left to run out: %s", error.loggable)
 
     async def _renew_lease(self) -> None:
         now = time.monotonic()

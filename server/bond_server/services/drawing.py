@@ -1,6 +1,7 @@
 """Drawing candidates: all of them, or those that end before a deadline."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -39,11 +40,12 @@ class Drawn:
 
 async def draw_all(engine: Engine, work: Work) -> Drawn:
     """Every candidate. Raises the engine's errors."""
+    started = time.perf_counter()
     try:
         generation = await engine.generate(work.version, work.prompt, work.params, work.n)
     except TimeoutError as error:
         raise _timed_out(error) from error
-    return Drawn(generation, tuple(range(work.n)))
+    return Drawn(generation, tuple(range(work.n)), time.perf_counter() - started)
 
 
 async def draw_until(engine: Engine, work: Work, within_s: float) -> Drawn:
@@ -52,12 +54,13 @@ async def draw_until(engine: Engine, work: Work, within_s: float) -> Drawn:
     Raises `DeadlineError` if none does.
     """
     partial, limit = Partial(), asyncio.timeout(max(within_s, 0.0))
+    started = time.perf_counter()
     try:
         async with limit:
             generation = await engine.generate(
                 work.version, work.prompt, work.params, work.n, partial
             )
-        return Drawn(generation, tuple(range(work.n)))
+        return Drawn(generation, tuple(range(work.n)), time.perf_counter() - started)
     except TimeoutError as error:
         if not limit.expired():
             raise _timed_out(error) from error
@@ -69,8 +72,9 @@ async def draw_until(engine: Engine, work: Work, within_s: float) -> Drawn:
     return Drawn(
         Generation(partial.prompt_token_ids, completions),
         indices,
-        degraded=degraded,
-        cut_tokens=partial.cut_tokens,
+        time.perf_counter() - started,
+        degraded,
+        partial.cut_tokens,
     )
 
 

@@ -4,23 +4,24 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from bond_core.config import ArmsConfig
 from bond_core.engines import Engine
-from bond_core.errors import DeadlineError, EngineUnavailableError, InvalidRequestError
+from bond_core.errors import EngineUnavailableError
 from bond_core.rewards import Scorer
 from bond_core.store.records import CompletionRecord
 from bond_core.types import REFERENCE_VERSION, Arm, Candidate, Generation, TextDelta
-from bond_server.access.meter import estimate
 from bond_server.metrics import Metrics
+from bond_server.services.accounting import Accounting
 from bond_server.services.admission import Admission, Line
 from bond_server.services.after_answer import AfterAnswer
 from bond_server.services.arms import refuse_distilled
 from bond_server.services.ask import Ask, Plan, StrategyName, make_plan
 from bond_server.services.background import Background
 from bond_server.services.best_of_n import Selection, select, unranked
+from bond_server.services.draft import Draft
 from bond_server.services.drawing import Drawn, Work, draw_all, draw_until, stream_until
 from bond_server.services.idempotency import settling
 from bond_server.services.policies import PolicyRegistry
@@ -35,13 +36,21 @@ NOTE_NOTHING_PROMOTED = "no version has been promoted yet: distilled is the refe
 class Begun:
     """A request that has its plan and its row's name, and nothing else yet."""
 
-    ask: Ask
-    plan: Plan
-    draft: CompletionRecord
+    draft: Draft
     reserved: int = 0
     """Tokens that are set aside for it."""
     line: Line | None = None
     """Of several answers to one request: those that are admitted with it."""
+
+    @property
+    def ask(self) -> Ask:
+        """What was asked."""
+        return self.draft.ask
+
+    @property
+    def plan(self) -> Plan:
+        """How it is answered."""
+        return self.draft.plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,7 @@ class GenerationService:
         self._recording = recording
         self._after_answer = after_answer
         self._arms = arms
+        self._accounting = Accounting(recording, metrics, background)
         self._scoring_time = ScoringTime()
         self._metrics = metrics
 
@@ -115,7 +125,7 @@ class GenerationService:
             [ask.messages for ask in asks], first.params.max_tokens, [p.best_of for p in plans]
         )
         return [
-            Begun(ask, plan, self._recording.draft(ask, plan), tokens)
+            Begun(self._recording.draft(ask, plan), tokens)
             for ask, plan, tokens in zip(asks, plans, reserved, strict=True)
         ]
 
@@ -125,11 +135,12 @@ class GenerationService:
         Raises `InvalidRequestError`, `OverloadedError`, `EngineUnavailableError`, `DeadlineError`
         or `StoreUnavailableError`. With `follow_up` false the caller judges single samples itself.
         """
-        async with self._admitted(begun) as admitted:
-            async with self._accounted(admitted):
-                drawn = await self._draw(admitted)
-                selection = await self._choose(admitted, drawn)
-            return await self._finish(admitted, drawn, selection, follow_up)
+        async with self._places(begun) as queue_s:
+            begun.draft.queue_s = queue_s
+            async with self._accounting.of(begun.draft, begun.reserved):
+                drawn = await self._draw(begun)
+                selection = await self._choose(begun, drawn)
+            return await self._finish(begun, drawn, selection, follow_up)
 
     async def stream(self, begun: Begun) -> AsyncGenerator[TextDelta | Answer]:
         """The pieces of a single sample as they are drawn, then the answer, whose row is committed
@@ -141,8 +152,9 @@ class GenerationService:
         if not plan.streams:
             yield await self.answer(begun)
             return
-        async with self._admitted(begun) as admitted:
-            async with self._accounted(admitted):
+        async with self._places(begun) as queue_s:
+            begun.draft.queue_s = queue_s
+            async with self._accounting.of(begun.draft, begun.reserved):
                 async with self._policies.using(plan.version):
                     started = time.perf_counter()
                     work = Work(plan.version, ask.messages, ask.params, 1)
@@ -160,21 +172,17 @@ class GenerationService:
                     raise EngineUnavailableError("the engine ended a stream without its answer")
                 generation = Generation(completed.prompt_token_ids, (completed.completion,))
                 drawn = Drawn(generation, (0,), generate_s)
-            yield await self._finish(admitted, drawn, unranked(drawn, 1), follow_up=True)
+            yield await self._finish(begun, drawn, unranked(drawn, 1), follow_up=True)
 
     def until(self, begun: Begun) -> float | None:
         """The request's deadline by the loop's clock; None if it has none."""
         remaining_s = self._remaining_s(begun)
         return None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
 
-    @asynccontextmanager
-    async def _admitted(self, begun: Begun) -> AsyncGenerator[Begun]:
-        """Hold the places of a request's candidates, its row's commit included; the row says how
-        long it waited for them."""
+    def _places(self, begun: Begun) -> AbstractAsyncContextManager[float]:
+        """Places of a request's candidates, held until its row is committed."""
         within_s = self._remaining_s(begun)
-        admitted = self._admission.admitted(begun.plan.best_of, within_s, begun.line)
-        async with admitted as queue_s:
-            yield replace(begun, draft=replace(begun.draft, queue_s=queue_s)) if queue_s else begun
+        return self._admission.admitted(begun.plan.best_of, within_s, begun.line)
 
     async def _finish(
         self, begun: Begun, drawn: Drawn, selection: Selection, follow_up: bool
@@ -216,8 +224,11 @@ class GenerationService:
         started = time.perf_counter()
         self._after_answer.expect(record.id)
         try:
-            async with settling(begun.ask.claim, self._uncommitted(begun, record)) as settlement:
-                await self._recording.commit(record, settlement)
+            if (claim := begun.ask.claim) is None:
+                await self._recording.commit(record)
+            else:
+                async with settling(claim, self._uncommitted(begun, record)) as settlement:
+                    await self._recording.commit(record, settlement)
         except BaseException:
             self._after_answer.forget(record.id)
             raise
@@ -233,16 +244,13 @@ class GenerationService:
     async def _draw(self, begun: Begun) -> Drawn:
         plan, ask = begun.plan, begun.ask
         async with self._policies.using(plan.version):
-            started = time.perf_counter()
             work = Work(plan.version, ask.messages, ask.params, plan.best_of)
             if (remaining_s := self._remaining_s(begun)) is None:
-                drawn = await draw_all(self._engine, work)
-            else:
-                within_s = remaining_s
-                if plan.strategy == "best_of_n":
-                    within_s -= self._scoring_time.set_aside_s(remaining_s)
-                drawn = await draw_until(self._engine, work, within_s)
-            return replace(drawn, generate_s=time.perf_counter() - started)
+                return await draw_all(self._engine, work)
+            within_s = remaining_s
+            if plan.strategy == "best_of_n":
+                within_s -= self._scoring_time.set_aside_s(remaining_s)
+            return await draw_until(self._engine, work, within_s)
 
     async def _choose(self, begun: Begun, drawn: Drawn) -> Selection:
         plan, ask = begun.plan, begun.ask
@@ -262,42 +270,10 @@ class GenerationService:
             return None
         return begun.ask.context.started + deadline_s - time.perf_counter()
 
-    @asynccontextmanager
-    async def _accounted(self, begun: Begun) -> AsyncGenerator[None]:
-        """Failures and cancellations are rows of their arm too; the caller's mistakes are not."""
-        draft, started = begun.draft, begun.ask.context.started
-        self._metrics.assignments.labels(begun.plan.arm.value).inc()
-        with self._metrics.in_flight.track_inprogress():
-            try:
-                yield
-            except (asyncio.CancelledError, GeneratorExit):
-                self._recording.commit_cancellation(draft, started)
-                raise
-            except InvalidRequestError:
-                raise
-            except Exception as error:
-                if isinstance(error, DeadlineError):
-                    draft = replace(
-                        draft,
-                        prompt_token_ids=error.prompt_token_ids,
-                        cut_tokens=error.cut_tokens,
-                    )
-                    # an engine that was cut before its first word has the prompt before it too
-                    unknown = not error.prompt_token_ids
-                    prompt_tokens = estimate(begun.ask.messages, 0, 1) if unknown else 0
-                    spent = draft.total_tokens + prompt_tokens
-                    begun.ask.context.meter.spend(spent, begun.reserved)
-                reason = f"{type(error).__name__}: {error}"
-                recording = self._recording.commit_failure(draft, started, reason)
-                # it is written even if the caller goes away meanwhile
-                await asyncio.shield(self._background.spawn(recording, f"record failed {draft.id}"))
-                raise
-
 
 def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRecord:
-    by_index = {candidate.index: candidate for candidate in selection.candidates}
-    return replace(
-        begun.draft,
+    first = selection.chosen[0]
+    return begun.draft.record(
         prompt_token_ids=drawn.generation.prompt_token_ids,
         candidates=selection.candidates,
         cut_tokens=drawn.cut_tokens,
@@ -307,7 +283,7 @@ def _complete(begun: Begun, drawn: Drawn, selection: Selection) -> CompletionRec
         generate_s=drawn.generate_s,
         score_s=selection.score_s,
         latency_s=time.perf_counter() - begun.ask.context.started,
-        score=by_index[selection.chosen[0]].score,
+        score=next(c.score for c in selection.candidates if c.index == first),
     )
 
 

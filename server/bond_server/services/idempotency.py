@@ -54,11 +54,8 @@ class Claim:
 
 
 @asynccontextmanager
-async def settling(claim: Claim | None, answer: Any) -> AsyncGenerator[Settlement | None]:
+async def settling(claim: Claim, answer: Any) -> AsyncGenerator[Settlement]:
     """Around the commit of an answer's row: what ends the claim with it."""
-    if claim is None:
-        yield None
-        return
     claim.committing = True
     try:
         yield await claim.settle(answer)

@@ -7,8 +7,6 @@ uses it. The alias is one attribute that a request reads once: what it started w
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from bond_core.adapters import (
@@ -85,23 +83,9 @@ class PolicyRegistry:
         info = self._engine.info
         return "" if info.adapters else info.no_adapters_because
 
-    @asynccontextmanager
-    async def using(self, version: str) -> AsyncGenerator[None]:
+    def using(self, version: str) -> "_Use":
         """Hold a version while a request draws from it; loads it if it was dropped meanwhile."""
-        with self._held(version):
-            if not self.is_loaded(version):
-                await self.load(version)
-            yield
-
-    @contextmanager
-    def _held(self, version: str) -> Generator[None]:
-        self._in_use[version] += 1
-        try:
-            yield
-        finally:
-            self._in_use[version] -= 1
-            if not self._in_use[version]:
-                del self._in_use[version]
+        return _Use(self, self._in_use, version)
 
     async def require(self, version: str) -> None:
         """Make sure that a version asked for by name can be served.
@@ -216,3 +200,33 @@ class PolicyRegistry:
 def version_number(version: str) -> int:
     """7 for `v0007`."""
     return int(version.removeprefix("v"))
+
+
+class _Use:
+    """A version that is not dropped in the meantime. A class, as a generator would cost each
+    request several times as much."""
+
+    __slots__ = ("_in_use", "_registry", "_version")
+
+    def __init__(self, registry: PolicyRegistry, in_use: Counter[str], version: str) -> None:
+        self._registry = registry
+        self._in_use = in_use
+        self._version = version
+
+    async def __aenter__(self) -> None:
+        self._in_use[self._version] += 1
+        if self._registry.is_loaded(self._version):
+            return
+        try:
+            await self._registry.load(self._version)
+        except BaseException:
+            self._release()
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        self._in_use[self._version] -= 1
+        if not self._in_use[self._version]:
+            del self._in_use[self._version]

@@ -1,20 +1,19 @@
 """Rows of the log: how a request becomes one, and that it is committed before the answer."""
 
 import logging
-import time
 from dataclasses import replace
 
 from bond_core.config import BondConfig
 from bond_core.errors import StoreUnavailableError
-from bond_core.holdout import split_of
 from bond_core.store import Completions
 from bond_core.store.records import CompletionRecord
 from bond_core.store.settlement import Settlement
-from bond_core.types import Candidate, raw_prompt
-from bond_server.ids import fingerprint_of, uuid7
+from bond_core.types import Candidate
+from bond_server.ids import uuid7
 from bond_server.metrics import Metrics
 from bond_server.services.ask import Ask, Plan
 from bond_server.services.background import Background
+from bond_server.services.draft import Draft
 from bond_server.services.redaction import RedactionError, Redactor
 
 logger = logging.getLogger(__name__)
@@ -39,33 +38,17 @@ class Recording:
         self._metrics = metrics
         self._background = background
 
-    def draft(self, ask: Ask, plan: Plan) -> CompletionRecord:
-        """The row of a request that has just been planned."""
+    def draft(self, ask: Ask, plan: Plan) -> Draft:
+        """The row's beginning, of a request that has just been planned."""
         caller = ask.context.caller
-        keep = _given(caller.log_content, self._keep_content)
         default = _given(caller.may_train, self._train_by_default)
-        consent = _given(ask.may_store, default) and caller.may_train is not False
-        return CompletionRecord(
+        return Draft(
             id=uuid7(),
-            created_at=ask.context.arrived_at,
-            requested_model=ask.requested_model,
-            arm=plan.arm,
-            version=plan.version,
-            best_of=plan.best_of,
-            n=plan.n,
-            messages=ask.messages,
-            params=ask.params,
-            # raw text is not what conversations are trained for
-            standard_sampling=raw_prompt(ask.messages) is None
-            and ask.params.same_distribution(self._standard),
-            split=split_of(ask.messages),
-            may_train=consent and keep,
-            unit=ask.unit,
-            key=caller.key_id,
-            keep_content=keep,
-            origin=ask.origin,
-            system_fingerprint=fingerprint_of(plan.version),
-            stored=consent and keep and raw_prompt(ask.messages) is None,
+            ask=ask,
+            plan=plan,
+            keep_content=_given(caller.log_content, self._keep_content),
+            consents=_given(ask.may_store, default) and caller.may_train is not False,
+            standard=ask.params.same_distribution(self._standard),
         )
 
     async def commit(self, record: CompletionRecord, settlement: Settlement | None = None) -> None:
@@ -79,9 +62,9 @@ class Recording:
                 settlement = settlement.without_answer()
             await self._completions.record(row, settlement)
         except Exception:  # a defect of ours is no answer either
-            self._metrics.requests.labels(record.arm.value, "failed").inc()
+            self._metrics.requests(record.arm.value, "failed").inc()
             raise
-        self._metrics.log_rows.labels(record.arm.value, record.status).inc()
+        self._metrics.log_rows(record.arm.value, record.status).inc()
 
     async def _kept(self, record: CompletionRecord) -> CompletionRecord:
         """What of the record is stored: all of it, with other words, or without content."""
@@ -98,44 +81,28 @@ class Recording:
         self._metrics.redactions.labels("unchanged" if row is record else "changed").inc()
         return row
 
-    async def commit_failure(self, draft: CompletionRecord, started: float, error: str) -> None:
+    async def commit_failure(self, row: CompletionRecord) -> None:
         """Record an answer that could not be made; it counts in its arm.
 
         The caller is about to report the failure itself, so a store that fails too is logged.
         """
-        row = replace(
-            draft,
-            status="failed",
-            error=error,
-            may_train=False,
-            stored=False,
-            latency_s=time.perf_counter() - started,
-        )
         try:
             await self.commit(row)
         except StoreUnavailableError as store_error:
             logger.error("a failed answer was not recorded: %s", store_error)
             return
-        self._metrics.requests.labels(row.arm.value, row.status).inc()
+        self._metrics.requests(row.arm.value, row.status).inc()
         self._metrics.generation_tokens.labels(row.arm.value).inc(row.generated_tokens)
         for told in self._metrics.on_failure:
             told(row)
 
-    def commit_cancellation(self, draft: CompletionRecord, started: float) -> None:
+    def commit_cancellation(self, row: CompletionRecord) -> None:
         """Record, in the background, an answer that was given up."""
-        row = replace(
-            draft,
-            status="cancelled",
-            error="cancelled before it was answered",
-            may_train=False,
-            stored=False,
-            latency_s=time.perf_counter() - started,
-        )
         self._background.spawn(self._commit_cancelled(row), f"record cancelled {row.id}")
 
     async def _commit_cancelled(self, row: CompletionRecord) -> None:
         await self.commit(row)
-        self._metrics.requests.labels(row.arm.value, row.status).inc()
+        self._metrics.requests(row.arm.value, row.status).inc()
 
 
 def _given(value: bool | None, default: bool) -> bool:

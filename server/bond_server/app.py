@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from bond_core import __version__
 from bond_core.config import BondConfig
 from bond_server.access.middleware import AccessMiddleware
+from bond_server.access.query import parameters_of
 from bond_server.asgi import RequestMiddleware
 from bond_server.errors import install_error_handlers
 from bond_server.gateway import open_gateway
@@ -86,7 +87,7 @@ def create_app(config: BondConfig, span_exporter: "SpanExporter | None" = None) 
     )
     # the last one added is the outermost
     app.add_middleware(DirectMiddleware, routers=ANSWERING)
-    app.add_middleware(AccessMiddleware)
+    app.add_middleware(AccessMiddleware, parameters=parameters_of(ROUTERS))
     app.add_middleware(SheddingMiddleware, limits=config.admission, metrics=instruments, lag=lag)
     if tracing is not None:
         from bond_server.tracing.middleware import TracingMiddleware

@@ -29,7 +29,7 @@ from bond_core.errors import (
     UnknownModelError,
     UnknownVersionError,
 )
-from bond_server.access.bounded_body import TooDeepError
+from bond_server.access.bounded_body import NotUtf8Error, TooDeepError
 from bond_server.access.failures import (
     AccessError,
     CsrfError,
@@ -122,6 +122,9 @@ KEY_REUSED_CODE = "idempotency_key_reused"
 KEY_IN_FLIGHT_CODE = "idempotency_key_in_flight"
 ANSWER_NOT_KEPT_CODE = "answer_not_kept"
 
+
+PROMPT_FIELD: Mapping[str, str] = {"/v1/completions": "prompt"}
+"""What engines call the messages, where the body calls it otherwise."""
 
 RETRY_HEADER = "x-should-retry"
 """What the SDKs of OpenAI go by before the status."""
@@ -241,6 +244,8 @@ def bond_error(scope: Scope, error: BondError) -> Response:
 def _told(scope: Scope, error: BondError) -> tuple[ErrorBody, HTTPStatus]:
     row = next(row for row in ERROR_TABLE if isinstance(error, row.error))
     param = error.param if isinstance(error, InvalidRequestError) else None
+    if isinstance(error, PromptTooLongError) and param == "messages":
+        param = PROMPT_FIELD.get(route_of(scope), param)
     coded = isinstance(error, InvalidRequestError | OverloadedError)
     code = error.code if coded and error.code else row.code
     if row.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -255,11 +260,8 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     if isinstance(error, TooDeepError):
         code = DEPTH_CODE
-    elif status == HTTPStatus.BAD_REQUEST:
-        message = (
-            "the body cannot be read as JSON: it is not UTF-8, or has an integer of thousands of "
-            "digits"
-        )
+    elif status == HTTPStatus.BAD_REQUEST and not isinstance(error, NotUtf8Error):
+        message = _describe_unreadable(error)
     elif status == HTTPStatus.NOT_FOUND:
         message = f"there is no route {request.method} {request.url.path}"
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -271,6 +273,12 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     body = ErrorBody(message=message, type=kind, param=None, code=code)
     return error_json(body, status, headers)
+
+
+def _describe_unreadable(error: HTTPException) -> str:
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return f"the body is not UTF-8: byte {error.__cause__.start} cannot be read"
+    return "the body cannot be read as JSON: it has an integer of thousands of digits"
 
 
 def _validation_error(error: RequestValidationError) -> Response:

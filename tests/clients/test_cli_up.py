@@ -75,8 +75,9 @@ def test_up_serves_and_a_restart_goes_on_with_the_same_log(config_file: Path) ->
 def test_a_gateway_that_cannot_start_ends_up_with_its_reason(config_file: Path) -> None:
     config_file.with_name("reward.py").write_text("def other():\n    pass\n")
     with bond("up", "--config", str(config_file), "--port", "0", "--no-train") as process:
-        _, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1
+    assert "has no 'reward'" not in out  # told once, at the end
     assert err.startswith("error: the gateway ended: reward function ")
     assert "has no 'reward'" in err
     assert err.count("\n") == 1

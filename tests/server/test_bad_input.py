@@ -1,5 +1,6 @@
 """Whatever is wrong with a request is told in OpenAI's shape, and loses nothing."""
 
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -126,7 +127,11 @@ NOT_JSON = [
     (b"", "invalid_body", "missing"),
     (b"[]", "invalid_body", "JSON object"),
     (b"null", "invalid_body", "JSON object"),
-    (b'{"messages": "\xff"}', "invalid_body", "UTF-8"),
+    (b'{"messages": "\xff"}', "invalid_body", "not UTF-8: byte 14"),
+    ('{"messages": []}'.encode("utf-16"), "invalid_body", "not UTF-8"),
+    ('{"messages": []}'.encode("utf-16-le"), "invalid_body", "not UTF-8"),
+    ('{"messages": []}'.encode("utf-32"), "invalid_body", "not UTF-8"),
+    (b'{"messages": "\0"}', "invalid_json", "control character"),
     (b"[" * 100_000, "body_too_deep", "deeper than 32 levels"),
     (b'{"seed": ' + b"7" * 5000 + b"}", "invalid_body", "thousands of digits"),
 ]
@@ -142,6 +147,25 @@ async def test_a_body_that_is_not_json_is_refused(run: Run, make_config: MakeCon
             error = error_of(response, 400)
             assert (error["code"], error["param"]) == (code, None), content[:20]
             assert says in error["message"]
+
+
+async def test_json_in_another_encoding_is_no_answer_on_any_route(
+    run: Run, make_config: MakeConfig
+) -> None:
+    good = json.dumps({"model": MODEL, "messages": HI})
+    async with run(make_config()) as running:
+        post = running.client.post
+        for encoding in ("utf-16", "utf-16-be", "utf-32-le"):
+            response = await post(
+                "/v1/chat/completions", content=good.encode(encoding), headers=JSON
+            )
+            assert "UTF-8" in error_of(response, 400)["message"]
+        stored = (await post("/v1/chat/completions", content=good, headers=JSON)).json()["id"]
+        metadata = '{"metadata": {"a": "b"}}'.encode("utf-16")
+        path = f"/v1/chat/completions/{stored}"
+        assert error_of(await post(path, content=metadata, headers=JSON), 400)["code"] == (
+            "invalid_body"
+        )
 
 
 NO_VALUES = [

@@ -74,6 +74,20 @@ async def test_headers_are_those_of_one_prompt_with_the_timings_of_the_last(
     assert all(sum(told) - told[3] >= sum(each) - each[3] for each in timings[:-1])
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_prompt_that_is_too_long_is_named_by_its_place(
+    run: Run, make_config: MakeConfig, stream: bool
+) -> None:
+    too_long = "word " * 30_000
+    async with run(make_config()) as running:
+        among = await ask(running, prompt=[*PROMPTS, too_long], stream=stream)
+        single = await ask(running, prompt=too_long, stream=stream)
+    for response, param in ((among, "prompt.3"), (single, "prompt")):
+        error = response.json()["error"]
+        assert response.status_code == 400
+        assert (error["param"], error["code"]) == (param, "context_length_exceeded")
+
+
 async def test_all_prompts_of_a_request_have_one_arm(run: Run, make_config: MakeConfig) -> None:
     async with run(make_config()) as running:
         for _ in range(6):

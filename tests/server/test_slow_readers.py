@@ -12,6 +12,7 @@ from running_gateway import MODEL, MakeConfig, eventually
 from served_gateway import HI, Serve, Served
 from stored import all_rows
 
+from bond_core.store.stored import StoredQuery
 from bond_core.types import Conversation, SamplingParams, TextDelta
 
 PIECE = "x" * 2_000_000
@@ -127,3 +128,41 @@ async def test_a_client_that_pauses_gets_all_of_it(serve: Serve, make_config: Ma
         assert pauses == 4
         assert ended == ["told"]
         assert served.metric("bond_requests_total", arm="reference", status="ok") == 1
+
+
+async def test_an_export_that_nobody_reads_is_ended(
+    serve: Serve, make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve(make_config(server={"send_timeout_s": 0.3})) as served:
+        ended = asyncio.Event()
+
+        async def export(query: StoredQuery, after: str | None) -> AsyncGenerator[list[Any]]:
+            try:
+                [row] = await all_rows(served.gateway.store)
+                while True:
+                    await asyncio.sleep(0)
+                    yield [row] * 200
+            finally:
+                ended.set()
+
+        await served.client.post("/v1/distilled", json={"messages": HI})
+        served.gateway.stored.export = export  # type: ignore[method-assign]
+        client, loop = socket.socket(), asyncio.get_running_loop()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, (served.host, served.port))
+        try:
+            await loop.sock_sendall(client, b"GET /v1/export HTTP/1.1\r\nhost: gateway\r\n\r\n")
+            assert (await loop.sock_recv(client, 12)) == b"HTTP/1.1 200"
+            await asyncio.wait_for(ended.wait(), 20)
+
+            async def let_go() -> bool:
+                return len(served.connections) <= 1  # that of the other client
+
+            await eventually(let_go)
+        finally:
+            client.close()
+    assert [r.levelname for r in caplog.records if r.name == "bond_server.line_stream"] == [
+        "WARNING"
+    ]
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]

@@ -5,6 +5,7 @@ parsers, and whatever walks their result, in recursion errors.
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -26,6 +27,10 @@ class TooDeepError(HTTPException):
     """The body's JSON is nested deeper than is allowed."""
 
 
+class NotUtf8Error(HTTPException):
+    """The body is JSON in another encoding, which a lenient parser would take."""
+
+
 class BoundedBody:
     """Passes the body on while it stays within bounds; beyond, reading it is an HTTP error."""
 
@@ -38,6 +43,7 @@ class BoundedBody:
         self._bounds = bounds
         self._read = 0
         self._openers = 0
+        self._has_zeros = False
         self._chunks: list[bytes] = []
         self._is_whole = False
         self._due: float | None = None
@@ -82,11 +88,18 @@ class BoundedBody:
         self._read += len(chunk)
         if self._read > self._bounds.max_body_bytes:
             raise self._too_large()
+        self._has_zeros = self._has_zeros or b"\0" in chunk
         self._openers += chunk.count(b"[") + chunk.count(b"{")
         self._chunks.append(chunk)
         if more:
             return
         chunks, self._chunks = self._chunks, []
+        # UTF-16 and UTF-32 have a zero byte in every bracket
+        if self._has_zeros and not json.detect_encoding(b"".join(chunks)).startswith("utf-8"):
+            raise NotUtf8Error(
+                HTTPStatus.BAD_REQUEST,
+                "the body is not UTF-8, the one encoding that JSON is sent in",
+            )
         limit = self._bounds.max_json_depth
         # fewer openers than that cannot nest so deep: nearly every body ends here
         if self._openers > limit and is_deeper(b"".join(chunks), limit):

@@ -11,7 +11,8 @@ from bond_core.errors import BondError
 from bond_server.access.bounded_body import CLIENT_CLOSED
 from bond_server.access.gatekeeper import Credentials
 from bond_server.access.meter import UNMETERED, Meter
-from bond_server.access.rules import PATH_KEY, rule_of
+from bond_server.access.query import NO_PARAMETERS, Known, refuse_unknown
+from bond_server.access.rules import PATH_KEY, UNNAMED, rule_of
 from bond_server.context import ANYONE, CONTEXT_KEY, RequestContext
 from bond_server.errors import bond_error
 from bond_server.gateway import Gateway
@@ -20,8 +21,9 @@ from bond_server.gateway import Gateway
 class AccessMiddleware:
     """Stands inside the outermost layer, which makes the request's context."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, parameters: Known) -> None:
         self._app = app
+        self._parameters = parameters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event stream."""
@@ -31,21 +33,24 @@ class AccessMiddleware:
         gatekeeper = cast(Gateway, scope["app"].state.gateway).gatekeeper
         method, path = scope["method"], scope["path"]
         rule = rule_of(method, path)
-        meter = UNMETERED
-        if not rule.is_open:
-            try:
+        meter, admitted = UNMETERED, None
+        try:
+            if not rule.is_open:
                 credentials = Credentials.of(scope["headers"])
                 admitted = gatekeeper.admit(rule, method, path, credentials)
+            if (query := scope["query_string"]) and rule is not UNNAMED:
+                refuse_unknown(query, self._parameters.get((method, rule.path), NO_PARAMETERS))
+            if admitted is not None:
                 if rule.is_limited:
                     meter = gatekeeper.meter(admitted)
                 await meter.begin()
-            except BondError as error:
-                scope[PATH_KEY] = rule.path
-                await bond_error(scope, error)(scope, receive, send)
-                return
-            if admitted.caller is not ANYONE:
-                context = cast(RequestContext, scope[CONTEXT_KEY])
-                scope[CONTEXT_KEY] = replace(context, caller=admitted.caller, meter=meter)
+        except BondError as error:
+            scope[PATH_KEY] = rule.path
+            await bond_error(scope, error)(scope, receive, send)
+            return
+        if admitted is not None and admitted.caller is not ANYONE:
+            context = cast(RequestContext, scope[CONTEXT_KEY])
+            scope[CONTEXT_KEY] = replace(context, caller=admitted.caller, meter=meter)
         if meter is UNMETERED:
             await self._app(scope, receive, send)
             return

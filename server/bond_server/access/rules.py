@@ -80,7 +80,8 @@ class Rule:
         return self.any_of == INFER
 
 
-_UNNAMED = Rule("unmatched", ALL_SCOPES)
+UNNAMED = Rule("unmatched", ALL_SCOPES)
+"""Of a request that no row names."""
 _EXACT = {key: Rule(key[1], scopes) for key, scopes in RULES.items() if "{" not in key[1]}
 _PATTERNS = [
     (method, compile_path(path)[0], Rule(path, scopes))
@@ -103,4 +104,4 @@ def rule_of(method: str, path: str) -> Rule:
     for of_method, pattern, rule in _PATTERNS:
         if of_method == method and pattern.match(path):
             return rule
-    return _UNNAMED
+    return UNNAMED

@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from bond_core.errors import InvalidRequestError
 from bond_core.store.deletions import DeletionRecord
@@ -12,18 +11,17 @@ from bond_core.store.records import CompletionRecord
 from bond_core.store.stored import StoredQuery
 from bond_server.deps import GatewayDep
 from bond_server.forms.stored import export_line
+from bond_server.line_stream import LineStream
 from bond_server.routes.stored import metadata_of
 from bond_server.schemas.stored import DeletionList, DeletionView
 
 router = APIRouter(tags=["keeping"])
 
-JSON_LINES = "application/x-ndjson"
-
 
 @router.get(
     "/v1/export",
     response_class=Response,
-    responses={200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {LineStream.media_type: {"schema": {"type": "string"}}}}},
 )
 async def export(
     request: Request,
@@ -50,7 +48,7 @@ async def export(
         async for page in pages:
             yield _lines(page)
 
-    return StreamingResponse(lines(), media_type=JSON_LINES)
+    return LineStream(lines(), gateway.config.server.send_timeout_s)
 
 
 @router.delete("/v1/users/{user:path}/completions")

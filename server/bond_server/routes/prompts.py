@@ -9,7 +9,7 @@ from functools import partial
 
 from fastapi import Request, Response
 
-from bond_core.errors import InvalidRequestError
+from bond_core.errors import InvalidRequestError, PromptTooLongError
 from bond_core.types import Message
 from bond_server.access.bounded_body import refuse_too_many
 from bond_server.errors import error_event
@@ -94,6 +94,14 @@ async def _all(gateway: Gateway, begun: Sequence[Begun]) -> list[Answer]:
         return await asyncio.gather(*tasks)
 
 
+async def _answer(gateway: Gateway, begun: Begun, position: int) -> Answer:
+    try:
+        return await gateway.generation.answer(begun)
+    except PromptTooLongError as error:
+        error.param = f"prompt.{position}"
+        raise
+
+
 @asynccontextmanager
 async def _answering(
     gateway: Gateway, begun: Sequence[Begun]
@@ -101,8 +109,10 @@ async def _answering(
     """The answers on their way, as many candidates at once as one request may draw; those that are
     still on it at the end are cancelled."""
     line = Line(max(gateway.config.arms.max_best_of // begun[0].plan.best_of, 1))
-    answer = gateway.generation.answer
-    tasks = [asyncio.create_task(answer(replace(one, line=line))) for one in begun]
+    tasks = [
+        asyncio.create_task(_answer(gateway, replace(one, line=line), position))
+        for position, one in enumerate(begun)
+    ]
     try:
         yield tasks
     finally:

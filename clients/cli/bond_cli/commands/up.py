@@ -9,11 +9,12 @@ import typer
 
 from bond_cli.asking import API_KEY_VARIABLE
 from bond_cli.claim import claimed
-from bond_cli.failure import CommandError, explains_failures
+from bond_cli.failure import ERROR_PREFIX, CommandError, explains_failures
 from bond_cli.foreground import print_line, stop_on_signals
 from bond_cli.kept import Ended
 from bond_cli.resolved import with_chosen_port
 from bond_cli.service import Deployment, Service, deployment, refuse_untrainable
+from bond_cli.supervisor import GATEWAY
 from bond_cli.target import (
     BestOf,
     ConfigFile,
@@ -71,7 +72,7 @@ async def _run(deployed: Deployment, *, seed: bool, train: bool) -> Ended | None
     config = deployed.config
     if seed:
         await _seed(config)
-    service = Service(deployed, print_line, train=train)
+    service = Service(deployed, _print_line, train=train)
     what = ["vLLM servers, then"] if deployed.servers else []
     what.append("gateway and trainer" if train else "the gateway alone")
     print_line("bond", f"starting {' '.join(what)}; data in {config.data_dir.resolve()}")
@@ -88,6 +89,12 @@ async def _run(deployed: Deployment, *, seed: bool, train: bool) -> Ended | None
         waiting.cancel()
         running.cancel()
         await service.stop()
+
+
+def _print_line(name: str, line: str) -> None:
+    """Print a child's line; what ended the gateway is told at the end, where it is seen."""
+    if name != GATEWAY or not line.startswith(ERROR_PREFIX):
+        print_line(name, line)
 
 
 async def _serve(config: "BondConfig", service: Service) -> Ended:

@@ -43,17 +43,18 @@ async def open_replicas(fleet: Fleet, config: VllmEngineConfig) -> list[Abilitie
         *(inspect(r, config.model_name, config.health_timeout_s) for r in fleet.replicas),
         return_exceptions=True,
     )
-    abilities: list[Abilities] = []
+    abilities = [outcome for outcome in found if isinstance(outcome, Abilities)]
+    # what ends the start is told by whoever catches it, and not by the log too
+    raised = None if abilities else next(error for error in found if isinstance(error, BondError))
     for replica, outcome in zip(fleet.replicas, found, strict=True):
         if isinstance(outcome, Abilities):
-            abilities.append(outcome)
             replica.admit()
-        elif isinstance(outcome, BondError):
-            replica.exclude(outcome.loggable)
-        else:
+        elif not isinstance(outcome, BondError):
             raise outcome
-    if not abilities:
-        raise next(error for error in found if isinstance(error, BondError))
+        elif outcome is not raised:
+            replica.exclude(outcome.loggable)
+    if raised is not None:
+        raise raised
     names = sorted({ability.model.name for ability in abilities})
     if len(names) > 1:
         raise ModelLoadError(f"the servers of engine.urls serve different models: {names}")

@@ -236,6 +236,19 @@ def test_an_image_of_ours_is_built_once_and_never_pulled(name: str) -> None:
         assert its["pull_policy"] == ("build" if "build" in its else "never")
 
 
+def test_the_programs_of_a_backup_are_as_new_as_the_database() -> None:
+    """Debian's PostgreSQL, in the trainer's image, is of the same release as the server's image."""
+    server = filled(services("cpu")["postgres"]["image"])
+    base = filled(services("cpu")["trainer"]["build"]["args"]["BASE_IMAGE"])
+    assert server == "postgres:15-bookworm"  # which has 15
+    assert base.endswith("-bookworm")
+    assert "postgresql-client" in text_of("trainer.Dockerfile")
+    tools = services("cpu")["tools"]
+    assert tools["image"] == services("cpu")["trainer"]["image"]
+    assert tools["profiles"] == ["tools"]  # `up` does not start it
+    assert set(services("cpu")["trainer"]["volumes"]) < set(tools["volumes"])
+
+
 def test_running_requests_have_their_grace_before_docker_kills(config: BondConfig) -> None:
     for name in ("gateway-a", "gateway-b"):
         grace_s = int(services("cpu")[name]["stop_grace_period"].removesuffix("s"))

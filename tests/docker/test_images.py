@@ -1,5 +1,6 @@
 """Our images, as they are when they run: what is in them, as whom they run, and how they end."""
 
+import re
 import secrets
 import threading
 import time
@@ -42,6 +43,15 @@ def test_the_gateway_has_no_torch() -> None:
     )
     ran = docker("run", "--rm", *CONFINED, "--entrypoint", "python", image("gateway"), "-c", script)
     assert ran.stdout.strip() == "['asyncpg', 'transformers', 'bond_server']"
+
+
+def test_the_programs_of_a_backup_are_not_older_than_the_database() -> None:
+    def major(of: str, program: str) -> int:
+        said = docker("run", "--rm", "--entrypoint", program, of, "--version").stdout
+        return int(re.findall(r"\(PostgreSQL\) (\d+)", said)[0])
+
+    for program in ("pg_dump", "pg_restore"):
+        assert major(image("trainer"), program) >= major("postgres:15-bookworm", "postgres")
 
 
 @pytest.mark.parametrize("name", OURS)

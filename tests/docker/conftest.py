@@ -23,7 +23,7 @@ def stack() -> Iterator[Project]:
     project = Project([*files, ROOT / "tests/docker/compose.test.yaml"], settings)
     try:
         project.compose("up", "--detach", "--no-build", "proxy", "trainer", "prometheus")
-        project.until_healthy("gateway-a", "gateway-b", "trainer")
+        project.until_healthy("gateway-a", "gateway-b", "trainer", "proxy", "prometheus")
         yield project
     finally:
         project.close()

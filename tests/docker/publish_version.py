@@ -23,13 +23,13 @@ async def published(config: BondConfig, version: str) -> None:
 
     def save(directory: Path) -> None:
         torch.manual_seed(int(version[1:]))
-        base = AutoModelForCausalLM.from_pretrained(config.model.path)
+        base = AutoModelForCausalLM.from_pretrained(str(config.model.path))
         model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_" in name:
                     parameter.normal_(std=0.05)
-        model.save_pretrained(directory, save_embedding_layers=False)
+        model.save_pretrained(str(directory), save_embedding_layers=False)
 
     path = await publish(config, version, save=save)
     store = await open_store(config.store_url, migrate=False)

@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 PLACES, PLACES_OF_ONE = 768, 256
 BODY_TIMEOUT_S, HEADER_TIMEOUT_S = 10, 15
 LONG = "x" * 9000
+ROOM = 16 * 2**20
+"""Of bodies on their way, in memory; less than in the stack, so that it is soon full."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def proxy() -> Iterator[tuple[str, int]]:
     docker(
         "run", "--detach", "--name", name, "--ulimit", "nofile=1024:8192",
         "--user", "101:101", "--read-only",
-        "--tmpfs", "/tmp:mode=1777,size=256m", "--cap-drop", "ALL",
+        "--tmpfs", f"/tmp:mode=1777,size={ROOM}", "--cap-drop", "ALL",
         "--add-host", f"gateway-a:{away}", "--add-host", f"gateway-b:{away}",
         "--volume", f"{FILES / 'nginx/nginx.conf'}:/etc/nginx/nginx.conf:ro",
         "--publish", f"127.0.0.1:{published}:8080", "nginx:1.22",
@@ -132,11 +134,11 @@ def slow_bodies(
 
 
 def the_one_refused(connections: list[socket.socket]) -> tuple[int, dict[str, str], bytes]:
-    """The answer to the one request for which there was no place; all others wait."""
+    """The answer to the first request that got one: for it there was no place; the others wait."""
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection, selectors.EVENT_READ)
-        [(key, _)] = selector.select(timeout=BODY_TIMEOUT_S)
+        (key, _), *_ = selector.select(timeout=BODY_TIMEOUT_S)
     refused = connections.pop(connections.index(key.fileobj))  # pyright: ignore[reportArgumentType]
     return answer(refused)
 
@@ -170,3 +172,19 @@ def test_slow_bodies_of_one_address_leave_places_for_others(port: int) -> None:
         assert status(from_one) == 502
         assert header.recv(1) == b""
         assert time.monotonic() - began < BODY_TIMEOUT_S + 2 * HEADER_TIMEOUT_S
+
+
+def test_a_body_that_finds_no_room_gets_an_answer_and_the_next_one_too(port: int) -> None:
+    begun = request("/v1/distilled", "POST", "Content-Length: 4000000") + b"x" * 3_900_000
+    with contextlib.ExitStack() as stack:
+        opened: list[socket.socket] = []
+        for _ in range(ROOM // 3_900_000 + 1):
+            opened.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+            stack.enter_context(opened[-1])
+            opened[-1].sendall(begun)
+        status, headers, body = the_one_refused(opened)
+        assert (status, headers["content-type"]) == (500, "application/json")
+        assert json.loads(body)["error"]["code"] == "proxy_error"
+        assert said(port, request("/proxy-health"))[0] == 200
+    whole = request("/v1/distilled", "POST", "Content-Length: 3900000") + b"x" * 3_900_000
+    until("there is room again", lambda: said(port, whole)[0] == 502, 30)

@@ -51,7 +51,7 @@ def test_one_port_is_published_and_needs_a_key(stack: Project) -> None:
         for path, code in (("/readyz", 200), ("/v1/models", 401), ("/v1/training", 401)):
             assert client.get(path, headers={"authorization": ""}).status_code == code, path
         large = client.post("/v1/distilled", content=b"x" * (5 * 2**20))
-        assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
 
 
 def test_streams_come_through_the_proxy_in_pieces(stack: Project) -> None:

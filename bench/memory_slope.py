@@ -2,7 +2,8 @@
 
     python bench/memory_slope.py --out bench/results/memory_slope/REPORT.json
 
-The fake engine, the log and the access log on, requests at a constant rate: one in four is
+The fake engine, the log and the access log on, a fixed number of users who ask one after another,
+at a constant rate as far as the machine allows, so that nothing piles up: one request in four is
 Best-of-4, the others are single samples, and no two prompts are alike, so that whatever remembers
 prompts shows. Every second the resident memory is read beside the number of answers so far. The
 slope is that of the least-squares line through the readings after `--warm-up` requests; memory
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from load import LoadClient, Outcome
+from load import LoadClient
 from processes import Server, gateway
 
 GATEWAY_CORE = 0
@@ -62,16 +63,21 @@ def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 async def readings(
-    server: Server, client: LoadClient, rate: float, count: int
+    server: Server, client: LoadClient, rate: float, users: int, count: int
 ) -> tuple[list[tuple[int, float]], Counter[int]]:
-    """So many requests, evenly spaced; (answers so far, MiB) every second, and the statuses."""
+    """So many requests; (answers so far, MiB) every second, and the statuses."""
     start = time.perf_counter()
     statuses: Counter[int] = Counter()
-    running: set[asyncio.Task[Outcome]] = set()
 
-    def ended(task: asyncio.Task[Outcome]) -> None:
-        running.discard(task)
-        statuses[task.result().status] += 1
+    async def user(first: int) -> None:
+        due_s = first / rate
+        for number in range(first, count, users):
+            now_s = time.perf_counter() - start
+            due_s = max(due_s, now_s)  # what is late is not made up for
+            await asyncio.sleep(due_s - now_s)
+            outcome = await client.timed(request_of(client, number), start, due_s)
+            statuses[outcome.status] += 1
+            due_s += users / rate
 
     async def watch() -> None:
         while True:
@@ -80,14 +86,7 @@ async def readings(
 
     found: list[tuple[int, float]] = []
     watching = asyncio.create_task(watch())
-    for number in range(count):
-        due_s = number / rate
-        if (ahead := start + due_s - time.perf_counter()) > 0:
-            await asyncio.sleep(ahead)
-        task = asyncio.create_task(client.timed(request_of(client, number), start, due_s))
-        running.add(task)
-        task.add_done_callback(ended)
-    await asyncio.gather(*running)
+    await asyncio.gather(*(user(first) for first in range(users)))
     watching.cancel()
     return found, statuses
 
@@ -102,7 +101,7 @@ async def idle_mib(server: Server) -> float:
     return round(statistics.median(found), 2)
 
 
-async def measured(rate: float, warm_up: int, count: int) -> dict[str, Any]:
+async def measured(rate: float, users: int, warm_up: int, count: int) -> dict[str, Any]:
     """One gateway's life."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -111,7 +110,7 @@ async def measured(rate: float, warm_up: int, count: int) -> dict[str, Any]:
         client = LoadClient("127.0.0.1", server.port)
         before = await idle_mib(server)
         cpu_s, began = server.cpu_s(), time.perf_counter()
-        points, statuses = await readings(server, client, rate, warm_up + count)
+        points, statuses = await readings(server, client, rate, users, warm_up + count)
         seconds = time.perf_counter() - began
         share = (server.cpu_s() - cpu_s) / seconds
         after = await idle_mib(server)
@@ -119,6 +118,7 @@ async def measured(rate: float, warm_up: int, count: int) -> dict[str, Any]:
     grown, error = slope([(n, mib) for n, mib in points if n >= warm_up])
     return {
         "rate": rate,
+        "users": users,
         "seconds": round(seconds, 1),
         "cpu_share": round(share, 3),
         "statuses": {str(status): n for status, n in sorted(statuses.items())},
@@ -134,12 +134,15 @@ async def measured(rate: float, warm_up: int, count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rate", type=float, default=400.0, help="requests per second")
+    parser.add_argument("--rate", type=float, default=400.0, help="requests per second, at most")
+    parser.add_argument("--users", type=int, default=8, help="requests at once")
     parser.add_argument("--warm-up", type=int, default=10_000, help="requests before the slope")
     parser.add_argument("--requests", type=int, default=90_000, help="requests that it is over")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    found = asyncio.run(measured(arguments.rate, arguments.warm_up, arguments.requests))
+    found = asyncio.run(
+        measured(arguments.rate, arguments.users, arguments.warm_up, arguments.requests)
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"python": platform.python_version(), **found}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -122,7 +122,9 @@ class LocalEngine:
             completions = await self._submitted(request, answer)
         except asyncio.CancelledError:
             if partial is not None:
-                partial.unfinished.update(request.unfinished())
+                # the decode thread may end more until it notes that nobody waits for them
+                partial.completions = dict(request.completions)
+                partial.unfinished.update(request.unfinished(partial.completions))
             raise
         return Generation(request.prompt_token_ids, completions)
 

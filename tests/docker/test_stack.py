@@ -129,8 +129,12 @@ async def test_prometheus_sees_every_target(stack: Project) -> None:
                 break
             await asyncio.sleep(2)
     assert set(health) == TARGETS
-    [rows] = asked("query?query=sum(bond_log_rows_total)")["result"]
-    assert float(rows["value"][1]) > 0
+
+    def rows_are_counted() -> bool:  # those of the tests before, once it has looked again
+        [rows] = asked("query?query=sum(bond_log_rows_total)")["result"]
+        return float(rows["value"][1]) > 0
+
+    await asyncio.to_thread(until, "it has seen rows", rows_are_counted, 60)
     broken = [r for g in asked("rules")["groups"] for r in g["rules"] if r["health"] == "err"]
     assert broken == []
 

@@ -158,7 +158,7 @@ async def test_an_arm_is_not_refused_after_another_was_drawn(
             return admission.waiting_rows == 1 + 4
 
         async def the_second_arm_waits() -> bool:
-            return admission.waiting_rows == 4 + 1
+            return (admission.running_rows, admission.waiting_rows) == (1, 4 + 1)
 
         arms = {"arms": ["bon", "distilled"], "best_of": 4}
         asking = asyncio.create_task(running.post("/v1/compare", **arms))

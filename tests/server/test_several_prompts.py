@@ -192,13 +192,18 @@ async def test_prompts_of_an_admitted_request_wait_and_leave_others_their_turn(
             admitted = running.gateway.admission
             return (admitted.running_rows, admitted.waiting_rows) == (5, 1)
 
+        def all_are_drawing() -> bool:
+            fake: Any = running.gateway.engine
+            return fake.in_progress == 5 and engine.has_none_to_let_go
+
         others: list[httpx.Response] = []
         for turn in range(3):  # each behind the one of the batch that waits before it
             await eventually(has_all_places_and_waits)
             other = asyncio.create_task(ask(running, model=model, prompt="x"))
             while not other.done():
-                engine.let_go(1)
-                await asyncio.sleep(0.01)
+                if all_are_drawing():  # and none of them is on its way to its row
+                    engine.let_go(1)
+                await asyncio.sleep(0.002)
             others.append(await other)
             assert await running.gateway.store.completions.count() < 40, turn
         assert not batch.done()

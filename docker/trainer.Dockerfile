@@ -30,8 +30,11 @@ LABEL org.opencontainers.image.title="bondserve trainer" \
       org.opencontainers.image.description="Distils Best-of-N into LoRA adapters by BOND" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
-RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin bond \
- && install -d -o bond -g bond /data /data/adapters
+# pg_dump and pg_restore, for `bond db backup` and `restore`: Debian's are as new as its PostgreSQL.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-client >/dev/null \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
+ && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin bond \
+ && install -d -o bond -g bond /data /data/adapters /backups
 COPY --from=dependencies /app /app
 COPY --from=package /package /app
 COPY docker/trainer_health.py /app/trainer_health.py

@@ -76,11 +76,15 @@ class Project:
     settings: dict[str, str]
     name: str = field(default_factory=lambda: f"bondserve-test-{secrets.token_hex(4)}")
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """What tells Compose the project's name and its settings."""
+        return {**self.settings, "COMPOSE_PROJECT_NAME": self.name}
+
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `docker compose` on this project."""
         named = [word for file in self.files for word in ("-f", str(file))]
-        environ = {**self.settings, "COMPOSE_PROJECT_NAME": self.name}
-        return docker("compose", *named, *arguments, check=check, environ=environ)
+        return docker("compose", *named, *arguments, check=check, environ=self.environ)
 
     def container(self, service: str) -> str:
         """The id of the service's container, also of one that has ended."""

@@ -89,14 +89,14 @@ async def fleet(servers: list[Server]) -> AsyncIterator[Fleet]:
     await made.close()
 
 
-def fleet_over(servers: list[Server], timeout_s: float = 5.0, failures: int = 3) -> Fleet:
+def fleet_over(servers: list[Server], timeout_s: float = 60.0, failures: int = 3) -> Fleet:
     replicas = [
-        Replica(Connection(s.url, "key", timeout_s=timeout_s, connect_timeout_s=1.0), failures)
+        Replica(Connection(s.url, "key", timeout_s=timeout_s, connect_timeout_s=20.0), failures)
         for s in servers
     ]
     for replica in replicas:
         replica.admit()
-    return Fleet(replicas, every_s=0.02, timeout_s=0.5)
+    return Fleet(replicas, every_s=0.02, timeout_s=20.0)
 
 
 async def work(replica: Replica) -> Any:
@@ -104,7 +104,7 @@ async def work(replica: Replica) -> Any:
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+from kept_port import KeptPort
 from tiny_models import make_tokenizer
-from vllm_servers import free_port
 
 Tokens = tuple[int, ...]
 Fault = Callable[[web.Request, list[dict[str, Any]]], Awaitable[web.StreamResponse | None]]
@@ -25,7 +25,7 @@ class FaultyPoolingServer:
     """What it was asked, and how it answers. `max_running` counts scoring requests at once."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self._port = KeptPort()
         self.tokenizer = make_tokenizer()
         self.models: list[str] = [MODEL]
         self.root = "rewards/tiny"
@@ -45,7 +45,7 @@ class FaultyPoolingServer:
     @property
     def url(self) -> str:
         """The base URL; the same after it was stopped and started again."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self._port.number}"
 
     @property
     def asked(self) -> list[list[Tokens]]:
@@ -69,12 +69,16 @@ class FaultyPoolingServer:
         app.router.add_post("/tokenize", self._tokenize)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+        await web.SockSite(self._runner, self._port.listener()).start()
 
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
         self._runner = None
+
+    def close(self) -> None:
+        """Give its port up."""
+        self._port.close()
 
     def _sequences(self, body: dict[str, Any]) -> list[Tokens]:
         if "messages" in body:
@@ -190,3 +194,4 @@ async def running_server() -> AsyncIterator[FaultyPoolingServer]:
         yield server
     finally:
         await server.stop()
+        server.close()

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
-from vllm_servers import free_port
+from kept_port import KeptPort
 
 Fault = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -21,7 +21,7 @@ class FaultyVllmServer:
     """Counts the chats that it was asked for, after those of the gateway's start."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self._port = KeptPort()
         self.fault: Fault | None = None
         self.asked = 0
         self.traceparents: list[str | None] = []
@@ -31,7 +31,7 @@ class FaultyVllmServer:
     @property
     def url(self) -> str:
         """The base URL; the same after it was stopped and started again."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self._port.number}"
 
     async def start(self) -> None:
         """Listen."""
@@ -45,13 +45,17 @@ class FaultyVllmServer:
         app.router.add_post("/v1/completions", _score)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        await web.SockSite(self._runner, self._port.listener()).start()
 
     async def stop(self) -> None:
         """Go away, with all connections."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    def close(self) -> None:
+        """Give its port up."""
+        self._port.close()
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -72,6 +76,7 @@ async def running_vllm() -> AsyncIterator[FaultyVllmServer]:
         yield server
     finally:
         await server.stop()
+        server.close()
 
 
 async def hangs(request: web.Request) -> web.StreamResponse:

@@ -16,6 +16,7 @@ from bond_core.config import BondConfig
 from bond_core.errors import ConfigError
 from bond_server.access.metrics_listener import metrics_listener
 from bond_server.app import create_app
+from bond_server.descriptors import make_room
 from bond_server.http_protocol import HangingUpProtocol
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def run(config: BondConfig, announce: Callable[[str], None] = print_url) -> None
     `announce` is called with the base URL once requests are answered. Raises `ConfigError` if the
     port is in use, before anything is loaded, and the `BondError` of whatever cannot be opened.
     """
+    make_room(config.admission.max_requests)
     loop_factory = uvicorn.Config(
         "", log_config=None
     ).get_loop_factory()  # uvloop's, where it is installed

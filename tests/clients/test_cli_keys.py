@@ -224,7 +224,7 @@ async def test_a_running_gateway_takes_note(
         headers = {"authorization": f"Bearer {secret}"}
 
         async def until(code: int, headers: dict[str, str]) -> None:
-            for _ in range(400):
+            for _ in range(6000):
                 response = await running.client.post("/v1/distilled", json=HI, headers=headers)
                 if response.status_code == code:
                     return

@@ -29,7 +29,7 @@ class Lines:
         self._more.set()
 
     async def until(self, name: str, text: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not any(n == name and text in line for n, line in self.seen):
                 self._more.clear()
                 await self._more.wait()
@@ -68,7 +68,7 @@ async def test_the_gateways_end_ends_all_with_its_code_and_reason() -> None:
     code = "import sys; print('loading'); print('error: no such model', file=sys.stderr); exit(7)"
     supervisor = Supervisor(python(code), python(FOREVER), lines)
     await supervisor.start()
-    ended = await asyncio.wait_for(supervisor.wait(), 20)
+    ended = await asyncio.wait_for(supervisor.wait(), 60)
     assert ended.exit_code == 7
     assert ended.reason == "the gateway ended: no such model"
     trainer = supervisor.trainer_pid
@@ -81,7 +81,7 @@ async def test_the_gateways_end_ends_all_with_its_code_and_reason() -> None:
 async def test_a_gateway_killed_by_a_signal_has_the_shells_code() -> None:
     supervisor = Supervisor(python("import os; os.kill(os.getpid(), 9)"), None, Lines())
     await supervisor.start()
-    ended = await asyncio.wait_for(supervisor.wait(), 20)
+    ended = await asyncio.wait_for(supervisor.wait(), 60)
     assert ended.exit_code == 128 + 9
     await supervisor.stop()
 
@@ -117,7 +117,7 @@ async def test_a_trainer_with_a_wrong_configuration_ends_all() -> None:
     code = "import sys; print('error: unknown key', file=sys.stderr); sys.exit(2)"
     supervisor = Supervisor(python(FOREVER), python(code), Lines(), backoff=QUICK)
     await supervisor.start()
-    ended = await asyncio.wait_for(supervisor.wait(), 20)
+    ended = await asyncio.wait_for(supervisor.wait(), 60)
     assert (ended.exit_code, ended.reason) == (2, "the trainer ended: unknown key")
     assert supervisor.restarts == 0
     await supervisor.stop()
@@ -144,7 +144,7 @@ async def test_stopping_during_the_delay_does_not_wait_for_it() -> None:
     await lines.until("trainer", "again")
     began = time.monotonic()
     await supervisor.stop()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert supervisor.restarts == 0
 
 
@@ -199,7 +199,7 @@ def test_a_supervised_process_ends_when_its_supervisor_is_killed() -> None:
         pid = int(process.stdout.readline())
         assert is_alive(pid)
         process.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_alive(pid)

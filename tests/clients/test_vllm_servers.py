@@ -61,7 +61,7 @@ class Lines:
         self._more.set()
 
     async def until(self, holds: Callable[[], object]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not holds():
                 self._more.clear()
                 await self._more.wait()
@@ -80,7 +80,7 @@ def is_alive(pid: int) -> bool:
 
 
 def until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while is_alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -143,7 +143,7 @@ async def test_stopping_while_they_start_ends_them() -> None:
     starting.cancel()
     began = time.monotonic()
     await servers.stop()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert starting.cancelled()
 
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from skipped_time import run_skipping
 
 from bond_core.config import FakeEngineConfig, ModelConfig
 from bond_core.engines.fake import FakeEngine
@@ -82,16 +82,21 @@ def test_truncation_keeps_the_smallest_sufficient_set() -> None:
     ]
 
 
-async def test_delay_is_per_completion_and_capacity_makes_waves() -> None:
-    async with running(delay_s=0.05, capacity=4) as engine:
-        begun = time.perf_counter()
-        task = asyncio.create_task(engine.generate("v0000", PROMPT, PARAMS, n=8))
-        await asyncio.sleep(0.02)
-        assert engine.in_progress == 4
-        await task
-        assert 0.09 < time.perf_counter() - begun < 2
-        assert engine.in_progress == 0
-        assert engine.drawn == 8
+def test_delay_is_per_completion_and_capacity_makes_waves() -> None:
+    async def eight_by_four() -> float:
+        loop = asyncio.get_running_loop()
+        async with running(delay_s=0.05, capacity=4) as engine:
+            begun = loop.time()
+            task = asyncio.create_task(engine.generate("v0000", PROMPT, PARAMS, n=8))
+            await asyncio.sleep(0.02)
+            assert (engine.in_progress, engine.drawn) == (4, 0)
+            await asyncio.sleep(0.04)
+            assert (engine.in_progress, engine.drawn) == (4, 4)
+            await task
+            assert (engine.in_progress, engine.drawn) == (0, 8)
+            return loop.time() - begun
+
+    assert run_skipping(eight_by_four()) == pytest.approx(2 * 0.05)
 
 
 async def test_cancelling_frees_capacity() -> None:

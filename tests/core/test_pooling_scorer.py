@@ -224,7 +224,7 @@ GARBAGE: dict[str, tuple[Fault, str]] = {
     "key": (answering('{"error": "Unauthorized"}', 401), r"refused the API key \(401: Unautho"),
     "broken off": (broken_off, "broke off in the middle of an answer"),
     "no HTTP": (no_http, "does not speak HTTP as it should"),
-    "hangs": (hang, r"took longer than 0\.3 s: .*timeout_s"),
+    "hangs": (hang, r"took longer than 2 s: .*timeout_s"),
     "resets": (reset, "cannot be reached"),
 }
 
@@ -233,7 +233,7 @@ GARBAGE: dict[str, tuple[Fault, str]] = {
 async def test_garbage_is_the_servers_fault(
     server: FaultyPoolingServer, folder: Path, kind: str
 ) -> None:
-    async with connected(server, path=folder, timeout_s=0.3 if kind == "hangs" else 20) as scorer:
+    async with connected(server, path=folder, timeout_s=2 if kind == "hangs" else 60) as scorer:
         server.fault, message = GARBAGE[kind]
         with pytest.raises(ScorerUnavailableError, match=message) as caught:
             await scorer.score([PROMPT] * 7, ANSWERS)
@@ -332,7 +332,7 @@ async def test_the_first_failure_ends_the_other_requests(server: FaultyPoolingSe
     async with connected(server) as scorer:
         server.fault = one_fails
         with pytest.raises(ScorerUnavailableError, match="503: overloaded"):
-            await asyncio.wait_for(scorer.score([PROMPT] * 7, ANSWERS), 10)
+            await asyncio.wait_for(scorer.score([PROMPT] * 7, ANSWERS), 25)
         assert await heard(lambda: server.cancelled == 6)
 
 
@@ -375,7 +375,7 @@ async def test_an_empty_prompt_is_an_error(server: FaultyPoolingServer, path: Pa
 
 async def heard(condition: Callable[[], bool]) -> bool:
     """Whether the server comes to this within some seconds."""
-    for _ in range(500):
+    for _ in range(6000):
         if condition():
             return True
         await asyncio.sleep(0.01)

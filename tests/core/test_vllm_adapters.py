@@ -55,7 +55,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def replica(server: Server) -> AsyncIterator[Replica]:
-    made = Replica(Connection(server.url, None, 5.0, 1.0), 3)
+    made = Replica(Connection(server.url, None, 60.0, 20.0), 3)
     yield made
     await made.connection.close()
 
@@ -72,7 +72,7 @@ def adapter(version: str, *, sound: bool) -> Adapter:
 async def test_a_version_that_fails_its_probe_there_costs_the_server_no_other(
     server: Server, replica: Replica
 ) -> None:
-    fan_out = AdapterFanOut(Fleet([replica], 1.0, 1.0), ScoringAt)
+    fan_out = AdapterFanOut(Fleet([replica], 1.0, 20.0), ScoringAt)
     versions = [("v0000", True), ("v0001", False), ("v0002", True)]
     await fan_out.restore(replica, [adapter(name, sound=sound) for name, sound in versions])
     assert server.names == {"v0000-abc", "v0002-abc"}
@@ -82,7 +82,7 @@ async def test_a_version_that_fails_its_probe_there_costs_the_server_no_other(
 async def test_without_the_reference_a_server_is_not_ready(
     server: Server, replica: Replica
 ) -> None:
-    fan_out = AdapterFanOut(Fleet([replica], 1.0, 1.0), ScoringAt)
+    fan_out = AdapterFanOut(Fleet([replica], 1.0, 20.0), ScoringAt)
     with pytest.raises(AdapterError):
         await fan_out.restore(replica, [adapter("v0000", sound=False)])
     assert server.names == set()
@@ -92,7 +92,7 @@ async def test_a_request_survives_a_pool_of_connections_that_the_server_closed(
     server: Server, replica: Replica
 ) -> None:
     """By POST, which no library repeats by itself; the end shows as a reset or as a silence."""
-    await asyncio.gather(*(replica.load(f"v{i}", "/a", 5.0) for i in range(5)))
+    await asyncio.gather(*(replica.load(f"v{i}", "/a", 60.0) for i in range(5)))
     time.sleep(3 * KEPT_S)  # noqa: ASYNC251 - a loop too busy to see them closed
-    await replica.load("v9", "/a", 5.0)
+    await replica.load("v9", "/a", 60.0)
     assert server.names == {"v0", "v1", "v2", "v3", "v4", "v9"}

@@ -163,7 +163,7 @@ async def engine(
 ) -> AsyncIterator[VllmEngine]:
     made = VllmEngine(
         VllmEngineConfig(
-            urls=tuple(s.url for s in servers), health_every_s=0.05, health_timeout_s=2
+            urls=tuple(s.url for s in servers), health_every_s=0.05, health_timeout_s=20
         ),
         ModelConfig(path=tiny_policy_path, name="tiny"),
         adapters_dir=tmp_path / "adapters",
@@ -174,7 +174,7 @@ async def engine(
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
@@ -272,7 +272,7 @@ async def test_behind_a_proxy_that_hides_health_and_release_answers_come_and_ada
     servers: list[Server], tiny_policy_path: Path, tmp_path: Path
 ) -> None:
     servers[0].only_v1 = True
-    config = VllmEngineConfig(urls=(servers[0].url,), health_every_s=0.05, health_timeout_s=2)
+    config = VllmEngineConfig(urls=(servers[0].url,), health_every_s=0.05, health_timeout_s=20)
     model = ModelConfig(path=tiny_policy_path, name="tiny")
     engine = VllmEngine(config, model, adapters_dir=tmp_path / "adapters")
     await engine.start()

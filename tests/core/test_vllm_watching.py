@@ -49,7 +49,7 @@ async def test_what_runs_on_a_server_that_goes_away_is_asked_elsewhere_at_once(
     asking = asyncio.create_task(fleet.call("p", 1, work))
     await until(lambda: hung.asked == 1)
     hung.healthy = False
-    async with asyncio.timeout(4):  # its own time-out is 5 s
+    async with asyncio.timeout(30):  # its own time-out is 60 s
         answer = await asking
     assert answer["from"] != hung.url
 
@@ -67,7 +67,7 @@ async def test_a_server_that_lost_an_adapter_is_left_out_until_it_has_it(
             server.names.append("v0001-abc")
 
     fleet.watch(restore)
-    await asyncio.wait_for(was_left_out.wait(), 20)
+    await asyncio.wait_for(was_left_out.wait(), 60)
     await until(lambda: ours.ready)
     assert ours.adapters <= set(server.names)
 

@@ -190,6 +190,6 @@ async def test_the_end_waits_until_the_last_challenger_is_taken_up(tmp_path: Pat
         await asyncio.sleep(0.5)
         assert not waiting.done()
         await store.policies.activate("v0001", "loaded and probed")
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 60)
     finally:
         await store.close()

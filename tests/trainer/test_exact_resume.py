@@ -45,7 +45,7 @@ def config_in(folder: Path, model: Path, **trainer: Any) -> BondConfig:
         model,
         checkpoint_every_steps=2,
         evaluation={"every_steps": 100},
-        max_epochs=2,
+        max_epochs=50,  # so that it never comes to its end before it is killed
         **trainer,
     )
 

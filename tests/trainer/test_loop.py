@@ -97,7 +97,7 @@ async def test_it_waits_for_traffic_and_stops_when_asked(
         if record.state == "waiting":
             stop.set()
 
-    await asyncio.wait_for(run_training(config, stop=stop, on_progress=watch), timeout=20)
+    await asyncio.wait_for(run_training(config, stop=stop, on_progress=watch), timeout=120)
     assert seen[-2:] == ["waiting", "stopped"]
     assert [p.name for p in config.checkpoints_dir.glob("step-*")] == ["step-000000000"]
 

@@ -180,5 +180,5 @@ async def test_a_lost_lease_ends_the_run_and_says_why(tmp_path: Path) -> None:
     progress = Progress(store, "run")
     with pytest.raises(StoreUnavailableError, match="taken by another trainer"):
         async with progress.heartbeat("trainer", 30.0):
-            await asyncio.wait_for(asyncio.Event().wait(), timeout=20)
+            await asyncio.wait_for(asyncio.Event().wait(), timeout=120)
     await store.close()

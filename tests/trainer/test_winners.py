@@ -203,7 +203,7 @@ async def test_winners_that_come_before_the_first_step_are_learned_from(
         elif record.metrics.get("winners/step") == 5:
             stop.set()
 
-    await asyncio.wait_for(run_training(config, stop=stop, on_progress=watch), timeout=40)
+    await asyncio.wait_for(run_training(config, stop=stop, on_progress=watch), timeout=120)
     assert seen[-1].metrics["winners/num_steps"] == 5
     assert seen[-1].counts["winners_accepted"] == 40
     assert seen[-1].step == 0

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from bond_core.engines.local.loading import context_limit, end_token_ids, load_p
 from bond_core.engines.local.rows import GenerateRequest
 from bond_core.engines.local.scoring import ScoreRequest
 from bond_core.engines.local.selfcheck import measure_noise
+from bond_core.engines.local.versions import ServedVersions
 from bond_core.engines.local.weights import PolicyWeights, SwitchableModel, twin
 from bond_core.engines.local.worker import DecodeThread, Request
 from bond_core.engines.rendering import render_prompt, tokenizer_sha256
@@ -28,7 +28,6 @@ from bond_core.errors import (
     EngineUnavailableError,
     InvalidRequestError,
     ModelLoadError,
-    UnknownVersionError,
 )
 from bond_core.fingerprints import model_digest
 from bond_core.tokenizing import rendered
@@ -61,10 +60,7 @@ class LocalEngine:
         self._tokenizer: Any = None
         self._worker: DecodeThread | None = None
         self._info: EngineInfo | None = None
-        self._versions: dict[str, PolicyWeights] = {
-            REFERENCE_VERSION: PolicyWeights(REFERENCE_VERSION, {})
-        }
-        self._lock = threading.Lock()
+        self._versions = ServedVersions(config.max_adapters)
 
     @classmethod
     def over(
@@ -126,7 +122,9 @@ class LocalEngine:
             completions = await self._submitted(request, answer)
         except asyncio.CancelledError:
             if partial is not None:
-                partial.unfinished.update(request.unfinished())
+                # the decode thread may end more until it notes that nobody waits for them
+                partial.completions = dict(request.completions)
+                partial.unfinished.update(request.unfinished(partial.completions))
             raise
         return Generation(request.prompt_token_ids, completions)
 
@@ -198,13 +196,11 @@ class LocalEngine:
         is incomplete, not plain LoRA in safetensors, or made for another model.
         """
         model = self._loaded_model()
-        self._check_free(version)
+        self._versions.check_room(version)
         weights = await asyncio.to_thread(
             lambda: model.checked(version, merge_adapter(path, model))
         )
-        with self._lock:
-            self._check_free(version)
-            self._versions[version] = weights
+        self._versions.add(weights)
         if check is not None:
             try:
                 await check(self)
@@ -221,22 +217,15 @@ class LocalEngine:
         """
         if version == REFERENCE_VERSION:
             raise AdapterError(f"{REFERENCE_VERSION} is the reference and cannot be replaced")
-        checked = self._loaded_model().checked(version, weights)
-        with self._lock:
-            self._versions[version] = checked
+        self._versions.put(self._loaded_model().checked(version, weights))
 
     async def drop_adapter(self, version: str) -> None:
         """Stop serving a version at once. Its running requests end on it, then it is freed."""
-        if version == REFERENCE_VERSION:
-            raise AdapterError(f"{REFERENCE_VERSION} is the reference and cannot be dropped")
-        with self._lock:
-            if self._versions.pop(version, None) is None:
-                raise self._unknown(version)
+        self._versions.drop(version)
 
     async def loaded_versions(self) -> list[str]:
         """Names that `generate` accepts now, the reference first."""
-        with self._lock:
-            return list(self._versions)
+        return self._versions.names()
 
     async def health(self) -> bool:
         """Whether the decode thread takes requests."""
@@ -342,25 +331,7 @@ class LocalEngine:
 
     def _weights(self, version: str) -> PolicyWeights:
         self._running()
-        with self._lock:
-            weights = self._versions.get(version)
-        if weights is None:
-            raise self._unknown(version)
-        return weights
-
-    def _unknown(self, version: str) -> UnknownVersionError:
-        return UnknownVersionError(
-            f"policy version {version!r} is not loaded; loaded are {', '.join(self._versions)}"
-        )
-
-    def _check_free(self, version: str) -> None:
-        if version in self._versions:
-            raise AdapterError(f"a version {version!r} is loaded already: give a new name")
-        if len(self._versions) > self._config.max_adapters:
-            raise AdapterError(
-                f"{self._config.max_adapters} adapters are loaded, the most that engine."
-                "max_adapters allows: drop one or raise it"
-            )
+        return self._versions.weights(version)
 
     def _running(self) -> DecodeThread:
         if self._worker is None:

@@ -3,7 +3,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -46,10 +46,11 @@ class GenerateRequest:
     first_logits: Tensor | None = None
     """Logits `[vocabulary]` of each candidate's first token; kept as long as `prompt`."""
 
-    def unfinished(self) -> dict[int, int]:
-        """Tokens of the candidates that have not ended; may be asked from any thread."""
+    def unfinished(self, ended: Collection[int]) -> dict[int, int]:
+        """Tokens of the candidates that are not among those that have ended; may be asked from
+        any thread."""
         drawn = list(self.drawn.items())
-        return {index: len(tokens) for index, tokens in drawn if index not in self.completions}
+        return {index: len(tokens) for index, tokens in drawn if index not in ended}
 
 
 @dataclass(slots=True, eq=False)

@@ -29,6 +29,7 @@ REWARD = """def length(prompts, completions, **kwargs):
 QUESTION = {"messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 8}
 RECOVERED_FACTOR = 2.0
 RECOVERY_S = 5.0
+PROBED_S = 30.0
 
 
 def configuration(folder: Path, capacity: int, delay_s: float) -> dict[str, Any]:
@@ -109,11 +110,12 @@ async def beyond_refusing(folder: Path, rate: float, seconds: float) -> dict[str
         idle_ms = 1000 * quantile(await alone(client, request, 50), 0.5)
         limit_ms = RECOVERED_FACTOR * idle_ms
         async with watching(server) as used:
-            probing = asyncio.create_task(_probe(server.port, limit_ms, seconds))
+            probe = await _probe(server.port, limit_ms, seconds)
             outcomes: list[Outcome] = await open_loop(client, request, rate, seconds)
         ended_s = max(o.due_s + o.seconds for o in outcomes) - seconds
         client.close()
-        probed = await probing
+        said, _ = await probe.communicate()
+        probed = json.loads(said) if probe.returncode == 0 else None
         await asyncio.sleep(2.0)
         result = {
             "offered_per_second": rate,
@@ -128,17 +130,15 @@ async def beyond_refusing(folder: Path, rate: float, seconds: float) -> dict[str
     return result
 
 
-async def _probe(port: int, limit_ms: float, after_s: float) -> dict[str, Any]:
-    """What a process of its own sees that comes when the arrivals end: the generator has thousands
-    of requests of its own to wait for."""
-    await asyncio.sleep(after_s)
+async def _probe(port: int, limit_ms: float, after_s: float) -> asyncio.subprocess.Process:
+    """Tells what a process sees that comes when the arrivals end. It runs by then and waits for
+    that moment by itself, because the generator is as late as it is busy."""
     program = str(Path(__file__).parent / "probe.py")
-    told = [str(port), "/v1/distilled", json.dumps(QUESTION), f"{limit_ms:.3f}", f"{RECOVERY_S}"]
-    probe = await asyncio.create_subprocess_exec(
-        sys.executable, program, *told, stdout=asyncio.subprocess.PIPE
+    at_s = time.monotonic() + after_s
+    told = [str(port), "/v1/distilled", json.dumps(QUESTION), f"{limit_ms:.3f}", f"{at_s:.6f}"]
+    return await asyncio.create_subprocess_exec(
+        sys.executable, program, *told, f"{PROBED_S}", stdout=asyncio.subprocess.PIPE
     )
-    said, _ = await probe.communicate()
-    return json.loads(said)
 
 
 async def alone(client: LoadClient, request: bytes, count: int) -> list[float]:

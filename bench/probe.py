@@ -1,9 +1,11 @@
 """When a server that was flooded is well again, told by a process that did not flood it.
 
-    python bench/probe.py PORT PATH BODY LIMIT_MS WITHIN_S
+    python bench/probe.py PORT PATH BODY LIMIT_MS FROM WITHIN_S
 
-Asks one request after another over a new connection each. Prints as JSON the seconds until ten in a
-row are answered 200 with a median within the limit (null if never), and what it got until then.
+Waits for the moment FROM (of `time.monotonic`, which all processes of a machine share), then asks
+one request after another over a new connection each. Prints as JSON the seconds from that moment
+until ten in a row are answered 200 with a median within the limit (null if never within WITHIN_S),
+and what it got until then.
 """
 
 import http.client
@@ -23,7 +25,7 @@ def one(port: int, path: str, body: str) -> tuple[str, float]:
         answer = connection.getresponse()
         answer.read()
         status = str(answer.status)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         status = type(error).__name__
     finally:
         connection.close()
@@ -33,10 +35,11 @@ def one(port: int, path: str, body: str) -> tuple[str, float]:
 def main() -> None:
     """Probe until it is well."""
     port, path, body = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    limit_ms, within_s = float(sys.argv[4]), float(sys.argv[5])
-    start, seen, recovery_s = time.perf_counter(), Counter[str](), None
-    while recovery_s is None and time.perf_counter() - start < within_s:
-        began_s = time.perf_counter() - start
+    limit_ms, start, within_s = (float(word) for word in sys.argv[4:7])
+    seen, recovery_s = Counter[str](), None
+    time.sleep(max(start - time.monotonic(), 0.0))
+    while recovery_s is None and time.monotonic() - start < within_s:
+        began_s = time.monotonic() - start
         answers = [one(port, path, body) for _ in range(10)]
         seen.update(status for status, _ in answers)
         well = all(status == "200" for status, _ in answers)

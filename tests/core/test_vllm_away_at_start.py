@@ -1,9 +1,11 @@
 """A start without any vLLM server tells each server's reason once."""
 
+import json
 import logging
 import socket
 
 import pytest
+from faulty_vllm_server import MODEL, running_vllm, says
 
 from bond_core.config import ModelConfig, VllmEngineConfig
 from bond_core.engines.vllm import VllmEngine
@@ -34,3 +36,20 @@ async def test_the_error_says_of_the_first_what_the_log_says_of_the_others(
     assert len(told) == number - 1
     for url, line in zip(urls[1:], told, strict=True):
         assert f"vLLM at {url} gets no requests" in line
+
+
+async def test_the_log_has_the_words_of_a_server_that_refuses_the_trial(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    words = "there is no chat template: start with --chat-template"
+    async with running_vllm() as good, running_vllm() as bad:
+        bad.fault = says(json.dumps({"error": {"message": words}}), 400)
+        config = VllmEngineConfig(urls=[good.url, bad.url])
+        engine = VllmEngine(config, ModelConfig(name=MODEL))
+        try:
+            await engine.start()
+            assert engine.servers() == {good.url: True, bad.url: False}
+        finally:
+            await engine.close()
+    assert any(bad.url in r.getMessage() and words in r.getMessage() for r in caplog.records)

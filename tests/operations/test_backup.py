@@ -289,6 +289,35 @@ async def test_adapters_that_lack_or_are_damaged_are_refused(
         await restore_backup(elsewhere, tmp_path / "whole")
 
 
+async def test_a_server_that_may_not_serve_with_power_takes_a_backup_whole(
+    make_config: MakeConfig, postgres: PostgresServer, open_store_at: OpenStoreAt, tmp_path: Path
+) -> None:
+    source = make_config(store={"url": postgres.create("bond_source")})
+    store = {"url": postgres.create("bond_target"), "durability": "power"}
+    target = make_config(data_dir=str(tmp_path / "elsewhere"), store=store)
+    [version] = await challengers(source, await open_store_at(source.store_url), 1)
+    await take_backup(source, tmp_path / "backup")
+    await restore_backup(target, tmp_path / "backup")
+    with pytest.raises(ConfigError, match="fsync = off"):  # as the tests' server has it
+        await open_store(target.store_url, "power")
+    restored = await (await open_store_at(target.store_url)).policies.get(version)
+    assert restored is not None
+    assert Path(restored.path) == adapter_path(target.adapters_dir, version).resolve()
+
+
+async def test_a_version_that_was_rejected_for_its_damage_stops_no_backup(
+    make_config: MakeConfig, open_store_at: OpenStoreAt, tmp_path: Path
+) -> None:
+    config, elsewhere = make_config(), make_config(data_dir=str(tmp_path / "elsewhere"))
+    versions = await challengers(config, store := await open_store_at(config.store_url), 2)
+    (adapter_path(config.adapters_dir, versions[0]) / "adapter_model.safetensors").write_bytes(b"?")
+    with pytest.raises(AdapterError, match=versions[0]):
+        await take_backup(config, tmp_path / "early")
+    await store.policies.move(versions[0], PolicyState.CHALLENGER, PolicyState.REJECTED, "damaged")
+    assert (await take_backup(config, tmp_path / "backup")).versions == [versions[1]]
+    await restore_backup(elsewhere, tmp_path / "backup")
+
+
 async def test_nothing_is_overwritten(
     run: Run, places: tuple[BondConfig, BondConfig], tmp_path: Path
 ) -> None:

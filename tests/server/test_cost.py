@@ -10,6 +10,7 @@ from stored import all_rows
 from bond_core.config import PricesConfig
 from bond_core.engines.fake_language import END_TOKEN
 from bond_core.store.records import CompletionRecord
+from bond_core.types import Completion, Generation
 
 PRICES = {"prompt_tokens": 0.5, "completion_tokens": 2.0, "scored_tokens": 0.25}
 HEADER = "x-bond-cost-usd"
@@ -19,7 +20,12 @@ def expected(row: CompletionRecord) -> float:
     """By hand: every candidate is generated, and those with a score were read with the prompt."""
     prompt = len(row.prompt_token_ids)
     sizes = [len(c.completion.token_ids) for c in row.candidates]
-    read = [prompt + s for s, c in zip(sizes, row.candidates, strict=True) if c.score is not None]
+    texts = {
+        c.completion.text: s
+        for s, c in zip(sizes, row.candidates, strict=True)
+        if c.score is not None
+    }
+    read = [prompt + size for size in texts.values()]
     return (0.5 * prompt + 2.0 * (sum(sizes) + row.cut_tokens) + 0.25 * sum(read)) / 1e6
 
 
@@ -170,3 +176,18 @@ async def test_without_prices_nothing_speaks_of_cost(run: Run, make_config: Make
         assert "cost_usd" not in answer.text + compared.text
         assert "bond_cost_usd" not in (await running.client.get("/metrics")).text
         assert running.gateway.metrics.on_answer == []
+
+
+async def test_equal_candidates_are_read_once_and_cost_once(
+    run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(prices={"prompt_tokens": 0.0, "scored_tokens": 1.0})
+    async with run(config) as running:
+        same = Completion("abc", (1, 2, 3), (-0.5, -0.5, -0.5), "stop")
+
+        async def generate(*_: Any) -> Generation:
+            return Generation((9, 9), (same,) * 4)
+
+        monkeypatch.setattr(running.gateway.engine, "generate", generate)
+        body = (await running.post("/v1/best-of-n", best_of=4)).json()
+        assert body["usage"]["bond"]["cost_usd"] == pytest.approx((2 + 3) / 1e6)

@@ -133,9 +133,10 @@ async def _copy_adapters(database: Database, adapters_dir: Path, folder: Path) -
         source, to = adapter_path(adapters_dir, version), folder / ADAPTERS_FOLDER / version
         try:
             await asyncio.to_thread(_copy_adapter, source, to)
-        except (AdapterError, OSError):
+        except (AdapterError, OSError) as error:
             states = await database.read(version_states)
-            if version in needed_versions(states) or source.is_dir():
+            damaged = isinstance(error, AdapterError)  # perhaps what it was rejected for
+            if version in needed_versions(states) or (source.is_dir() and not damaged):
                 raise
             await asyncio.to_thread(shutil.rmtree, arriving_at(to), ignore_errors=True)
         else:

@@ -70,12 +70,15 @@ async def open_store(
     *,
     migrate: bool = True,
     exclusive_gateway: bool = False,
+    check_power: bool = True,
     clock: Callable[[], float] = time.time,
 ) -> Store:
     """Open a SQLite file (made if missing) or a PostgreSQL database, and bring it up to date.
 
-    With `migrate=False` the tables must be current. `exclusive_gateway` is the gateway's: over
-    SQLite a second one is refused. `clock` gives Unix seconds for leases and claims.
+    With `migrate=False` the tables must be current; with `check_power=False` a server that cannot
+    keep what `durability: power` promises is taken all the same, by what acknowledges no rows.
+    `exclusive_gateway` is the gateway's: over SQLite a second one is refused. `clock` gives Unix
+    seconds for leases and claims.
 
     Raises `ConfigError` for a URL, a second gateway or tables that cannot be used and for a server
     that does not do what `durability` promises, and `StoreUnavailableError` when the database does
@@ -85,7 +88,7 @@ async def open_store(
         url, durability, commit_timeout_s, exclusive_gateway=exclusive_gateway
     )
     try:
-        if durability == "power":
+        if check_power and durability == "power":
             await database.read(require_power)
         if migrate:
             await database.write(upgrade, timeout_s=MIGRATION_TIMEOUT_S)

@@ -30,11 +30,12 @@ def pricing_of(prices: PricesConfig, metrics: Metrics) -> CostOf | None:
 
     def cost_of(record: CompletionRecord) -> float:
         prompt = len(record.prompt_token_ids)
-        scored = sum(
-            prompt + len(candidate.completion.token_ids)
+        read = {  # equal answers are read once
+            candidate.completion.text: len(candidate.completion.token_ids)
             for candidate in record.candidates
             if candidate.score is not None
-        )
+        }
+        scored = prompt * len(read) + sum(read.values())
         return prices.cost_usd(prompt, record.generated_tokens, scored)
 
     def count(record: CompletionRecord) -> None:

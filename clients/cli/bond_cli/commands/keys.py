@@ -235,6 +235,7 @@ def _in_store(
             resolved.store_url,
             resolved.store.durability,
             commit_timeout_s=resolved.store.commit_timeout_s,
+            check_power=False,  # a key can be taken back from a gateway that may not start
         )
         for file in made:
             sys.stderr.write(f"there was no database at {file}: made one\n")

@@ -52,7 +52,8 @@ async def open_replicas(fleet: Fleet, config: VllmEngineConfig) -> list[Abilitie
         elif not isinstance(outcome, BondError):
             raise outcome
         elif outcome is not raised:
-            replica.exclude(outcome.loggable)
+            # nothing but the trial was sent, so the server's words are about that
+            replica.exclude(outcome.loggable, said=outcome.message)
     if raised is not None:
         raise raised
     names = sorted({ability.model.name for ability in abilities})

@@ -55,10 +55,11 @@ class Replica:
             logger.info("vLLM at %s is ready", self.url)
         self.ready, self.why_not_ready, self._failures = True, "", 0
 
-    def exclude(self, why: str, *, abort: bool = True) -> None:
-        """Let it have none; what runs on it fails now, or may end."""
+    def exclude(self, why: str, *, said: str = "", abort: bool = True) -> None:
+        """Let it have none; what runs on it fails now, or may end. The log has what it `said`, if
+        that may be quoted."""
         if self.ready or why != self.why_not_ready:
-            logger.warning("vLLM at %s gets no requests: %s", self.url, why)
+            logger.warning("vLLM at %s gets no requests: %s", self.url, said or why)
         self.ready, self.why_not_ready = False, why
         if abort:
             self.connection.abort()

@@ -2,21 +2,14 @@
 
 import json
 import logging
-import socket
 
 import pytest
 from faulty_vllm_server import MODEL, running_vllm, says
+from kept_port import KeptPort
 
 from bond_core.config import ModelConfig, VllmEngineConfig
 from bond_core.engines.vllm import VllmEngine
 from bond_core.errors import BondError
-
-
-def nowhere() -> str:
-    """The URL of a port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -24,13 +17,16 @@ async def test_the_error_says_of_the_first_what_the_log_says_of_the_others(
     caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     caplog.set_level(logging.WARNING)
-    urls = [nowhere() for _ in range(number)]
+    ports = [KeptPort() for _ in range(number)]  # nobody listens there
+    urls = [f"http://127.0.0.1:{port.number}" for port in ports]
     engine = VllmEngine(VllmEngineConfig(urls=urls), ModelConfig(name="tiny"))
     try:
         with pytest.raises(BondError) as none:
             await engine.start()
     finally:
         await engine.close()
+        for port in ports:
+            port.close()
     told = [record.getMessage() for record in caplog.records]
     assert urls[0] in none.value.message
     assert len(told) == number - 1

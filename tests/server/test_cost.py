@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from held_engine import Held
 from running_gateway import MODEL, MakeConfig, Run, Running, row_id, scorer
 from served_gateway import HI, Serve, told
 from stored import all_rows
@@ -133,14 +134,16 @@ async def test_a_stream_tells_its_cost_in_its_usage(
 
 
 async def test_what_a_deadline_cut_off_is_paid_for(run: Run, make_config: MakeConfig) -> None:
-    engine = {"type": "fake", "capacity": 1, "delay_s": 0.5}
+    # work on a candidate begins to count as tokens at once, and all of them after its delay
+    engine = {"type": "fake", "capacity": 1, "delay_s": 0.2}
     async with run(make_config(engine=engine, prices=PRICES)) as running:
+        Held(running.gateway.engine, let_go=3)
         response = await running.post(
             "/v1/best-of-n",
             best_of=16,
             max_tokens=60,
             logit_bias={str(END_TOKEN): -100},  # each is as long as it may be
-            bond={"deadline_ms": 2000},
+            bond={"deadline_ms": 1500},
         )
         answer = response.json()
         row = await row_of(running, answer)

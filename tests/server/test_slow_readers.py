@@ -154,7 +154,7 @@ async def test_an_export_that_nobody_reads_is_ended(
         try:
             await loop.sock_sendall(client, b"GET /v1/export HTTP/1.1\r\nhost: gateway\r\n\r\n")
             assert (await loop.sock_recv(client, 12)) == b"HTTP/1.1 200"
-            await asyncio.wait_for(ended.wait(), 20)
+            await asyncio.wait_for(ended.wait(), 60)
 
             async def let_go() -> bool:
                 return len(served.connections) <= 1  # that of the other client

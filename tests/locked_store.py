@@ -31,6 +31,8 @@ def locked(store: Any, commit_timeout_s: float | None = None) -> Generator[sqlit
     """Hold the only write lock of the store's file within the block, in which commits are given up
     after `commit_timeout_s`."""
     other = sqlite3.connect(store.database.path, isolation_level=None)
+    if commit_timeout_s is not None:
+        _let_sqlite_wait(store, 0)  # the limit that is asked for counts alone
     try:
         other.execute("BEGIN IMMEDIATE")
         with nullcontext() if commit_timeout_s is None else impatient(store, commit_timeout_s):
@@ -39,6 +41,18 @@ def locked(store: Any, commit_timeout_s: float | None = None) -> Generator[sqlit
                 other.execute("ROLLBACK")
     finally:
         other.close()
+        if commit_timeout_s is not None and not store.database._closed:
+            _let_sqlite_wait(store, 5000)
+
+
+def _let_sqlite_wait(store: Any, milliseconds: int) -> None:
+    """How long the writer's connection waits for a lock before the store tries again."""
+
+    def set_it() -> None:
+        with store.database._writer.begin() as connection:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds}").close()
+
+    store.database._write_thread.submit(set_it).result()
 
 
 def transaction_begins(store: Store) -> asyncio.Event:

@@ -16,6 +16,7 @@ def next_steps(url: str, model: str) -> str:
         [
             "",
             f"bondserve answers on {reached}",
+            "(a model of one million parameters, made for this demo: it knows a shop's questions)",
             "",
             "both arms on one question, Best-of-N and distilled:",
             f"  curl -s {reached}/v1/compare {json} -d {compared}",

@@ -119,8 +119,8 @@ def _narrow_table(title: str, numbers: Sequence[str]) -> Table:
 
 
 def _clock_line(elapsed_s: float, duration_s: float | None) -> Text:
-    until = "until Ctrl-C" if duration_s is None else f"of {duration_s:.0f} s"
-    return Text(f"bondserve demo · {elapsed_s:.0f} s {until}", style="bold")
+    until = ", Ctrl-C ends it" if duration_s is None else f" of {duration_s:.0f} s"
+    return Text(f"bondserve demo · {elapsed_s:.0f} s{until}", style="bold")
 
 
 def _training_line(snapshot: Snapshot) -> Text:

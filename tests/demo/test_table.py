@@ -82,7 +82,7 @@ def test_the_live_view_tells_time_version_and_training() -> None:
 def test_before_the_first_promotion_the_view_says_so() -> None:
     snapshot = make_snapshot(live=None, live_version="v0000", training_error="out of memory")
     text = printed(live_view(snapshot, 3.0, None))
-    assert "3 s until Ctrl-C" in text
+    assert "3 s, Ctrl-C ends it" in text
     assert "v0000 (the reference: nothing promoted yet)" in text
     assert "trainer: out of memory" in text
 

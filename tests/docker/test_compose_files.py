@@ -87,7 +87,7 @@ def test_secrets_have_no_default() -> None:
             else:
                 assert rest.startswith("-") or rest.startswith(":-"), f"{file.name}: {name}"
     written = set(re.findall(r"^([A-Z_]+)=\$?", text_of("new-secrets"), re.MULTILINE))
-    assert written - {"COMPOSE_PROJECT_NAME"} == SECRETS
+    assert written == SECRETS
 
 
 def test_every_setting_is_documented_and_none_that_does_not_exist() -> None:

@@ -97,7 +97,7 @@ def request(path: str = "/v1/distilled", method: str = "GET", *headers: str) -> 
         (request(f"/{LONG}"), 414, "invalid_request_error", "uri_too_long"),
         (request("/", "POST", "Transfer-Encoding: new"), 501, "server_error", "proxy_error"),
         (request(), 502, "server_error", "gateway_unreachable"),
-        (request("/grafana/"), 502, "server_error", "gateway_unreachable"),
+        (request("/grafana/"), 502, "server_error", "grafana_unreachable"),
     ],
     ids=["no http", "header", "absent", "method", "body", "address", "coding", "away", "grafana"],
 )

@@ -49,7 +49,7 @@ def _let_sqlite_wait(store: Any, milliseconds: int) -> None:
     """How long the writer's connection waits for a lock before the store tries again."""
 
     def set_it() -> None:
-        with store.database._writer.begin() as connection:
+        with store.database._begun() as connection:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds}").close()
 
     store.database._write_thread.submit(set_it).result()

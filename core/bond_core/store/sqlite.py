@@ -7,7 +7,9 @@ driver hops once per call into SQLite, about ten times per transaction, and take
 import asyncio
 import sqlite3
 import time
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +41,14 @@ class SQLiteDatabase:
         self._readers = self._engine(begin="BEGIN", pool_size=READERS)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="bond-store-write")
         self._read_threads = ThreadPoolExecutor(READERS, thread_name_prefix="bond-store-read")
+        self._kept: Connection | None = None
         self._closed = False
 
     async def read(self, work: Work[T]) -> T:
         """Run `work` on a reader's thread, against one snapshot."""
-        return await self._run(self._read_threads, partial(self._transact, self._readers, work))
+        return await self._run(
+            self._read_threads, partial(self._transact, self._readers.begin, work)
+        )
 
     async def write(self, work: Work[T], timeout_s: float | None = None) -> T:
         """Run `work` on the writer's thread, in a transaction that begins as a writer.
@@ -53,7 +58,7 @@ class SQLiteDatabase:
         """
         limit = self._timeout_s if timeout_s is None else timeout_s
         return await self._run(
-            self._write_thread, partial(self._transact, self._writer, work, limit)
+            self._write_thread, partial(self._transact, self._begun, work, limit)
         )
 
     async def close(self) -> None:
@@ -65,6 +70,8 @@ class SQLiteDatabase:
         def finish() -> None:
             for threads in (self._read_threads, self._write_thread):
                 threads.shutdown()
+            if self._kept is not None:
+                self._kept.close()
             for engine in (self._readers, self._writer):
                 engine.dispose()
 
@@ -82,12 +89,31 @@ class SQLiteDatabase:
         except PoolTimeoutError as error:
             raise unavailable(error) from error
 
-    def _transact(self, engine: Engine, work: Work[T], limit_s: float | None = None) -> T:
+    @contextmanager
+    def _begun(self) -> Generator[Connection]:
+        """A transaction of the writer's thread, over a connection that is kept until one fails: to
+        take it out of its pool each time costs as much as half a row."""
+        connection = self._kept or self._writer.connect()
+        self._kept = None
+        try:
+            with connection.begin():
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._kept = connection
+
+    def _transact(
+        self,
+        begun: Callable[[], AbstractContextManager[Connection]],
+        work: Work[T],
+        limit_s: float | None = None,
+    ) -> T:
         allowed = self._timeout_s if limit_s is None else limit_s
         deadline = time.monotonic() + allowed
         while True:
             try:
-                with engine.begin() as connection:
+                with begun() as connection:
                     return work(connection)
             except DBAPIError as error:
                 if not _is_busy(error):

@@ -1,10 +1,12 @@
 """The whole trainer on a tiny model: it learns, proposes, resumes exactly, stops cleanly."""
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from locked_store import locked
 from tiny_training import config_of, factors_of, prompts_file
 
 from bond_core.adapters import probe_adapter, verify_adapter
@@ -120,6 +122,16 @@ async def test_a_reward_function_that_always_fails_ends_the_run_with_its_words(
     assert report.state == "failed"
     assert "no reward today" in report.error
     assert report.counts["scoring_failed"] == 10
+
+
+async def test_a_store_that_is_away_at_the_end_does_not_make_a_run_a_failure(
+    tiny_policy_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack:
+        async with open_parts(config_of(tmp_path, tiny_policy_path), None) as parts:
+            stack.enter_context(locked(parts.store, commit_timeout_s=0.2))
+    told = [record.getMessage() for record in caplog.records]
+    assert len([text for text in told if "lease is left to run out: " in text]) == 1
 
 
 async def test_two_trainers_on_one_data_directory_are_refused(

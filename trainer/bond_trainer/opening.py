@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -37,6 +38,8 @@ from bond_trainer.prompts import FilePrompts, LogPrompts, PromptSource, new_pool
 from bond_trainer.publishing import Publisher
 from bond_trainer.suite import Suite, read_suite, suite_scorer
 from bond_trainer.teacher import load_active_teacher, open_teacher
+
+logger = logging.getLogger(__name__)
 
 LEASE = "trainer"
 LEASE_TTL_S = 30.0
@@ -97,7 +100,7 @@ async def open_parts(
         stack.enter_context(_locked(config.checkpoints_dir))
         run_id = _run_id(config.checkpoints_dir)
         await _take_lease(store, run_id)
-        stack.push_async_callback(store.leases.release, LEASE, run_id)
+        stack.push_async_callback(_give_back, store, run_id)
         remove_leftovers(config.adapters_dir)
         served = are_served(config, prompts_file)
         await asyncio.to_thread(report_memory, config, (given or {}).keys(), served=served)
@@ -165,6 +168,14 @@ async def _take_lease(store: Store, run_id: str) -> None:
             "another trainer is running on this store: stop it, or wait "
             f"{LEASE_TTL_S:.0f} s if it was killed"
         )
+
+
+async def _give_back(store: Store, run_id: str) -> None:
+    """So that another trainer begins at once; a run that is done is so without it, too."""
+    try:
+        await store.leases.release(LEASE, run_id)
+    except StoreUnavailableError as error:
+        logger.warning("the trainer's lease is left to run out: %s", error.loggable)
 
 
 @contextmanager

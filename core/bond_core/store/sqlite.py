@@ -143,7 +143,11 @@ class SQLiteDatabase:
             self._configure(connection, reads_only)
 
         def on_begin(connection: Connection) -> None:
-            connection.exec_driver_sql(begin)
+            driver: Any = connection.connection.dbapi_connection
+            try:
+                driver.execute(begin)
+            except sqlite3.Error:
+                connection.exec_driver_sql(begin)  # once more, for an error of the usual kind
 
         event.listen(engine, "connect", on_connect)
         event.listen(engine, "begin", on_begin)

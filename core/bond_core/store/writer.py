@@ -20,8 +20,8 @@ from bond_core.store.database import Database, RowRefusedError, refused
 logger = logging.getLogger(__name__)
 
 _TURNS = 2
-"""Turns of the event loop before a transaction begins: what is ready to be written in the same
-moment joins it. Alone, a row waits some microseconds for nobody."""
+"""Turns of the event loop before a transaction begins, while rows share transactions: what is ready
+to be written in the same moment joins it."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,12 +99,14 @@ class GroupCommit(Generic[Item, Result]):
         await self._task
 
     async def _run(self) -> None:
+        crowded = False
         while not (self._closing and not self._waiting):
             await self._wake.wait()
             self._wake.clear()
-            for _ in range(_TURNS):
+            for _ in range(_TURNS if crowded else 0):
                 await asyncio.sleep(0)
             while batch := self._take():
+                crowded = len(batch) > 1
                 await self._commit(batch)
             if self._closing:
                 self._wake.set()

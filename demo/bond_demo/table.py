@@ -34,8 +34,8 @@ def live_view(snapshot: Snapshot, elapsed_s: float, duration_s: float | None) ->
 def traffic_table(snapshot: Snapshot) -> Table:
     """What users got, per arm. Best-of-N's KL and win rate are its bounds, marked ≤; of distilled,
     what answers were worth is told of promoted versions alone, for before it is the reference."""
-    title = "traffic (KL in nats, latency in ms; worth of distilled: promoted versions)"
-    table = _narrow_table(title, _TRAFFIC_COLUMNS)
+    table = _narrow_table("traffic (KL in nats, latency in ms)", _TRAFFIC_COLUMNS)
+    table.caption = "reward, gold, KL of distilled: promoted versions alone"
     names = {
         Arm.REFERENCE: "reference",
         Arm.BON: f"Best-of-{snapshot.best_of}",

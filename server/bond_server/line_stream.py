@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from bond_server.http_protocol import hang_up
-from bond_server.sse import StalledError
+from bond_server.pace import StalledError, disconnected, send_within
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class LineStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or what there is until the client closes the connection."""
         sending = asyncio.create_task(self._send_all(send))
-        watching = asyncio.create_task(_disconnected(receive))
+        watching = asyncio.create_task(disconnected(receive))
         try:
             await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -63,17 +63,4 @@ class LineStream(Response):
         await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, message: Message) -> None:
-        """Send, which waits until the client has read of what was sent before."""
-        limit = asyncio.timeout(self._send_timeout_s)
-        try:
-            async with limit:
-                await send(message)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise StalledError from None
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        await send_within(send, message, self._send_timeout_s)

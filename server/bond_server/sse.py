@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from bond_core.store.settlement import KeptAnswer
 from bond_server.http_protocol import hang_up
+from bond_server.pace import StalledError, disconnected, send_within
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +20,6 @@ UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Proxies such as nginx would collect the events otherwise."""
 LATE_SEND_S = 5.0
 """What a send may take at least, also when the deadline is over: its error is an event too."""
-
-
-class StalledError(Exception):
-    """The client reads nothing of what is sent."""
 
 
 async def transcript(events: AsyncGenerator[str], headers: Mapping[str, str]) -> KeptAnswer:
@@ -66,7 +63,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or what there is until the client closes the connection."""
         sending = asyncio.create_task(self._send_all(send))
-        watching = asyncio.create_task(_disconnected(receive))
+        watching = asyncio.create_task(disconnected(receive))
         keeping = asyncio.create_task(self._keep_alive(send))
         try:
             await asyncio.wait({sending, watching, keeping}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,19 +120,11 @@ class EventStream(Response):
         await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
 
     async def _send(self, send: Send, message: Message) -> None:
-        """Send, which waits until the client has read of what was sent before."""
         within_s = self._send_timeout_s
         if self._until is not None:
             left_s = self._until - asyncio.get_running_loop().time()
             within_s = min(within_s, max(left_s, LATE_SEND_S))
-        limit = asyncio.timeout(within_s)
-        try:
-            async with limit:
-                await send(message)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise StalledError from None
+        await send_within(send, message, within_s)
 
 
 def _event(data: str) -> str:
@@ -146,8 +135,3 @@ async def _ended(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -225,19 +225,24 @@ def test_a_host_that_does_not_resolve_is_told() -> None:
         claim_socket("no.such.host.invalid", 0)
 
 
+async def streamed_through_a_sigterm(process: Any, url: str) -> list[str]:
+    """The lines of a stream in whose middle the gateway is told to end."""
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+        client.stream("POST", "/v1/distilled", json={**HI, "stream": True}) as response,
+    ):
+        assert response.status_code == 200
+        lines = response.aiter_lines()
+        told = [await anext(lines)]
+        process.send_signal(signal.SIGTERM)
+        return told + [line async for line in lines]
+
+
 async def test_sigterm_lets_streams_end(tmp_path: Path, rewards_file: Path) -> None:
     config = write_config(tmp_path, rewards_file, delay_s=3.0)
     with ready_gateway(config) as (process, url):
-        async with (
-            httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
-            client.stream("POST", "/v1/distilled", json={**HI, "stream": True}) as response,
-        ):
-            lines = response.aiter_lines()
-            told = [await anext(lines)]
-            process.send_signal(signal.SIGTERM)
-            told += [line async for line in lines]
+        told = await streamed_through_a_sigterm(process, url)
         assert process.wait(60) == 0
-    assert response.status_code == 200
     assert [line for line in told if line][-1] == "data: [DONE]"
     assert [status for _, status in rows(config)] == ["ok"]
 
@@ -261,14 +266,7 @@ async def test_a_stream_that_outlasts_the_grace_of_a_shutdown_is_told_so(
 ) -> None:
     config = write_config(tmp_path, rewards_file, delay_s=20, shutdown_grace_s=1)
     with ready_gateway(config) as (process, url):
-        async with (
-            httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
-            client.stream("POST", "/v1/distilled", json={**HI, "stream": True}) as response,
-        ):
-            lines = response.aiter_lines()
-            told = [await anext(lines)]
-            process.send_signal(signal.SIGTERM)
-            told += [line async for line in lines]
+        told = await streamed_through_a_sigterm(process, url)
         _, log = process.communicate(timeout=120)
     last = json.loads([line for line in told if line][-1].removeprefix("data: "))
     assert last["error"]["code"] == "shutting_down"

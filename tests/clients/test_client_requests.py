@@ -32,7 +32,8 @@ COMPLETION = {
         "bond": {"n": 8, "chosen_completion_tokens": 9},
     },
     "bond": {
-        "arm": "bon", "version": "v0000", "strategy": "best_of_n", "best_of": 8, "score": 1.5,
+        "arm": "bon", "version": "v0000", "experiment": "e1", "strategy": "best_of_n", "best_of": 8,
+        "score": 1.5,
         "candidates": [
             {"index": 3, "text": "best", "score": 1.5, "finish_reason": "stop", "tokens": 4}
         ],

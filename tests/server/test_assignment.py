@@ -1,4 +1,4 @@
-"""Arms are assigned by a salted hash: the same for ever, in the shares configured."""
+"""Arms are assigned by a hash of unit and experiment: the same for ever, in the shares set."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from bond_server.services.assignment import assign, position_of
 UNITS = [f"user-{index}" for index in range(20_000)]
 
 
-def test_position_is_the_first_eight_bytes_of_the_salted_digest() -> None:
+def test_position_is_the_first_eight_bytes_of_the_digest() -> None:
     # printf 'bondserve\0alice' | sha256sum
     assert position_of("alice", "bondserve") == 0.5735441693965461
     assert position_of("alice", "another") != position_of("alice", "bondserve")
@@ -17,12 +17,12 @@ def test_position_is_the_first_eight_bytes_of_the_salted_digest() -> None:
 
 def test_a_unit_keeps_its_arm() -> None:
     split = SplitConfig(reference=1, bon=1, distilled=1)
-    first = [assign(unit, "salt", split) for unit in UNITS[:200]]
-    assert [assign(unit, "salt", split) for unit in UNITS[:200]] == first
+    first = [assign(unit, "rerank", split) for unit in UNITS[:200]]
+    assert [assign(unit, "rerank", split) for unit in UNITS[:200]] == first
     assert set(first) == set(Arm)
 
 
-def test_another_salt_draws_anew() -> None:
+def test_another_experiment_draws_anew() -> None:
     split = SplitConfig()
     same = sum(assign(u, "a", split) is assign(u, "b", split) for u in UNITS)
     assert 0.48 < same / len(UNITS) < 0.52

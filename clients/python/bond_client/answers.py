@@ -44,6 +44,8 @@ class BondAnswer:
     degraded: str | None
     """Why the answer is not what the strategy promises; None if it is."""
     note: str | None
+    experiment: str | None = None
+    """Whose split chose the arm; None where the request chose arm or `best_of` itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,7 @@ def _bond(bond: Reader) -> BondAnswer:
         ),
         degraded=bond.maybe_text("degraded"),
         note=bond.maybe_text("note"),
+        experiment=bond.maybe_text("experiment"),
     )
 
 

@@ -58,8 +58,9 @@ class ArmsConfig(Section):
     deadline_s: float | None = Field(default=None, gt=0)
     """Seconds from arrival at which the best of the candidates that have ended is returned, marked
     `deadline`, or a 504 if none has; a request may set its own. Without, all are waited for."""
-    salt: str = "bondserve"
-    """Changes which units fall on which arm."""
+    experiment: str = Field(default="bondserve", pattern=r"^[!-~]{1,128}$")
+    """Names the assignment of units to arms, in rows and in `x-bond-experiment`; another name draws
+    every unit's arm anew."""
 
     @model_validator(mode="after")
     def _default_within_limit(self) -> "ArmsConfig":

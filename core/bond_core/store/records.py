@@ -37,6 +37,9 @@ class CompletionRecord:
     arm: Arm
     version: str
     """The policy version that sampled (the reference's for Best-of-N of the reference)."""
+    experiment: str | None = None
+    """Whose split chose the arm; None where the request chose arm or N, and in rows of releases
+    that did not say."""
     best_of: int
     """Candidates drawn."""
     n: int = 1

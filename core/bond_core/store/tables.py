@@ -129,6 +129,7 @@ completions = sa.Table(
     sa.Column("request_digest", sa.Text),
     sa.Column("retry", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("superseded", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("experiment", sa.Text),  # whose split chose the arm
     sqlite_autoincrement=True,
 )
 

@@ -12,6 +12,7 @@ from bond_server.schemas.completion import (
     Timings,
     Usage,
 )
+from bond_server.services.ask import Plan
 from bond_server.services.draft import Draft
 from bond_server.services.generation import Answer, Begun
 
@@ -30,21 +31,26 @@ class Identity(TypedDict):
 def plan_headers(begun: Begun) -> dict[str, str]:
     """What is known of an answer before it is drawn."""
     plan = begun.plan
-    return {
-        "x-bond-arm": plan.arm.value,
-        "x-bond-n": str(plan.best_of),
-        "x-bond-policy": plan.version,
-        "x-bond-stream": "tokens" if plan.streams else "buffered",
+    stream = "tokens" if plan.streams else "buffered"
+    return made_by(plan, plan.best_of) | {"x-bond-stream": stream}
+
+
+def made_by(made: Plan | CompletionRecord, best_of: int) -> dict[str, str]:
+    """What answers: arm, version, experiment, and the candidates that are asked of the engine."""
+    headers = {
+        "x-bond-arm": made.arm.value,
+        "x-bond-n": str(best_of),
+        "x-bond-policy": made.version,
     }
+    if made.experiment is not None:
+        headers["x-bond-experiment"] = made.experiment
+    return headers
 
 
 def answer_headers(answer: Answer) -> dict[str, str]:
     """The `x-bond-…` headers of a whole answer."""
     record = answer.record
-    headers = {
-        "x-bond-arm": record.arm.value,
-        "x-bond-n": str(record.best_of),
-        "x-bond-policy": record.version,
+    headers = made_by(record, record.best_of) | {
         "x-bond-queue-ms": f"{record.queue_s * 1000:.3f}",
         "x-bond-commit-ms": f"{answer.commit_s * 1000:.3f}",
         "x-bond-overhead-ms": f"{answer.overhead_s * 1000:.3f}",
@@ -71,6 +77,7 @@ def bond_view(answer: Answer, *, return_candidates: bool) -> BondAnswer:
     return BondAnswer(
         arm=record.arm.value,
         version=record.version,
+        experiment=record.experiment,
         strategy=answer.strategy,
         best_of=record.best_of,
         score=record.score,

@@ -10,6 +10,7 @@ from bond_server.forms.answer import (
     answer_headers,
     bond_view,
     identity_of,
+    made_by,
     usage_view,
     usd,
 )
@@ -76,12 +77,7 @@ def cost_of(answers: Sequence[Answer]) -> float | None:
 
 def headers_of(begun: Sequence[Begun]) -> dict[str, str]:
     """What is known before anything is drawn; all prompts of a request have the same arm."""
-    plan = begun[0].plan
-    return {
-        "x-bond-arm": plan.arm.value,
-        "x-bond-n": str(sum(one.plan.best_of for one in begun)),
-        "x-bond-policy": plan.version,
-    }
+    return made_by(begun[0].plan, sum(one.plan.best_of for one in begun))
 
 
 def whole_headers(answers: Sequence[Answer]) -> dict[str, str]:

@@ -50,6 +50,7 @@ def export_line(record: CompletionRecord) -> str:
         "model": record.requested_model,
         "arm": record.arm.value,
         "version": record.version,
+        "experiment": record.experiment,
         "status": record.status,
         "degraded": record.degraded,
         "best_of": record.best_of,

@@ -120,6 +120,8 @@ class BondAnswer(BaseModel):
 
     arm: str
     version: str
+    experiment: str | None
+    """Whose split chose the arm; null where the request chose arm or `best_of` itself."""
     strategy: Literal["single", "best_of_n"]
     best_of: int
     score: float | None

@@ -55,6 +55,8 @@ class Plan:
     strategy: StrategyName
     n: int
     best_of: int
+    experiment: str | None = None
+    """Whose split chose the arm; None where the request said something of arm or N itself."""
 
     @property
     def streams(self) -> bool:
@@ -69,7 +71,7 @@ def make_plan(ask: Ask, arms: ArmsConfig, active: str) -> Plan:
     `InvalidRequestError` for numbers that contradict each other, alike for all arms that could
     answer, so that a request does not fail or pass by the luck of its assignment.
     """
-    arm = ask.target.arm or assign(ask.unit, arms.salt, arms.split)
+    arm = ask.target.arm or assign(ask.unit, arms.experiment, arms.split)
     n = ask.n or 1
     if ask.best_of is not None and ask.best_of < n:
         raise InvalidRequestError(
@@ -88,7 +90,15 @@ def make_plan(ask: Ask, arms: ArmsConfig, active: str) -> Plan:
     version = ask.target.version or (active if arm is Arm.DISTILLED else REFERENCE_VERSION)
     best_of = ask.best_of or (max(n, arms.best_of) if arm is Arm.BON else n)
     selects = best_of > 1 and (arm is Arm.BON or ask.best_of is not None)
-    return Plan(arm, version, "best_of_n" if selects else "single", n, best_of)
+    assigned = ask.target.arm is None and ask.best_of is None
+    return Plan(
+        arm=arm,
+        version=version,
+        strategy="best_of_n" if selects else "single",
+        n=n,
+        best_of=best_of,
+        experiment=arms.experiment if assigned else None,
+    )
 
 
 def _refuse_identical_draws(ask: Ask, arms: ArmsConfig, n: int) -> None:

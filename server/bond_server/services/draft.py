@@ -66,6 +66,7 @@ class Draft:
             requested_model=ask.requested_model,
             arm=plan.arm,
             version=plan.version,
+            experiment=plan.experiment,
             best_of=plan.best_of,
             n=plan.n,
             messages=ask.messages,

@@ -131,6 +131,8 @@ class Tracing:
                 **usage(len(record.prompt_token_ids), record.generated_tokens),
             }
         )
+        if record.experiment is not None:
+            span.set_attribute("bond.experiment", record.experiment)
         if record.degraded is not None:
             span.set_attribute("bond.degraded", record.degraded)
         if record.score is not None:

@@ -14,8 +14,7 @@ VLLM_PIP ?=
 VLLM_STAMP := $(VLLM_VENV)/.installed
 # LiteLLM's proxy pins versions of what we use too.
 LITELLM_VENV ?= .venv-litellm
-LITELLM_VERSION := 1.106.2
-LITELLM_STAMP := $(LITELLM_VENV)/.installed-$(LITELLM_VERSION)
+LITELLM_STAMP := $(LITELLM_VENV)/.installed
 NODE_TESTS := tests/openai_node
 NODE_STAMP := $(NODE_TESTS)/node_modules/.installed
 
@@ -76,9 +75,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(LITELLM_STAMP):
+$(LITELLM_STAMP): litellm.lock
 	$(PYTHON) -m venv $(LITELLM_VENV)
-	$(LITELLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==$(LITELLM_VERSION)'
+	$(LITELLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r litellm.lock
 	touch $@
 
 # Node and npm come from pip, with the development tools.

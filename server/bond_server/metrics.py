@@ -109,9 +109,10 @@ class Metrics:
         )  # fmt: skip
         self.assignments = cache(
             counter(
-                "assignments_total", "Requests that began to be answered, by arm.", "arm"
+                "assignments_total", "Requests that began to be answered, by arm and experiment.",
+                "arm", "experiment",
             ).labels
-        )
+        )  # fmt: skip
         self.requests = cache(
             counter("requests_total", "Answers by arm and how they ended.", "arm", "status").labels
         )

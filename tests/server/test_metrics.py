@@ -19,7 +19,7 @@ async def test_counts_of_answers(run: Run, make_config: MakeConfig) -> None:
         await running.post("/v1/best-of-n", best_of=0)
         await settled(running)
         metric = running.metric
-        assert metric("bond_assignments_total", arm="bon") == 3
+        assert metric("bond_assignments_total", arm="bon", experiment="") == 3
         assert metric("bond_requests_total", arm="bon", status="ok") == 3
         assert metric("bond_log_rows_total", arm="bon", status="ok") == 3
         assert metric("bond_request_latency_seconds_count", arm="bon") == 3

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 from api_keys import bearer, make_key
+from header_names import headers_in_the_code
 from held_engine import Held
 from pydantic import BaseModel
 from running_gateway import MakeConfig, Run, Running
@@ -78,7 +79,7 @@ async def test_every_header_of_an_answer_is_documented(run: Run, make_config: Ma
         ]
     assert refused.status_code == 429
     sent = {name for response in responses for name in response.headers}
-    assert sent - OF_THE_TRANSPORT - NAMED == set()
+    assert (sent | headers_in_the_code()) - OF_THE_TRANSPORT - NAMED == set()
 
 
 async def with_a_key(running: Running) -> list[httpx.Response]:

@@ -22,7 +22,8 @@ class Accounting:
 
     def of(self, draft: Draft, reserved: int) -> "_Accounted":
         """Around the work on an answer, which counts as assigned from here on."""
-        self._metrics.assignments(draft.plan.arm.value).inc()
+        plan = draft.plan
+        self._metrics.assignments(plan.arm.value, plan.experiment or "").inc()
         return _Accounted(self, draft, reserved)
 
     def began(self) -> None:

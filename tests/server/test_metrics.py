@@ -4,7 +4,7 @@ import time
 
 from running_gateway import MakeConfig, Run, settled
 
-from bond_server.metrics import LATENCY_BUCKETS_S
+from bond_server.metrics.buckets import LATENCY_BUCKETS_S
 
 VLLM_E2E_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,

@@ -54,6 +54,7 @@ async def test_a_completion_is_found_as_it_was_answered(
                 "name": None,
                 "tool_call_id": None,
                 "tool_calls": None,
+                "reasoning": None,
                 "content_parts": None,
             }
         ],

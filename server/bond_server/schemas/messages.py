@@ -143,13 +143,19 @@ class ChatMessage(Body):
     name: Text | None = None
     tool_call_id: Text | None = Field(default=None, validate_default=True)
     tool_calls: list[MessageToolCall] | None = None
+    reasoning: Text | None = None
+    """What an engine's reasoning parser took out of the turn, as answers have it."""
 
     @model_validator(mode="before")
     @classmethod
-    def _calls_need_no_text(cls, data: object) -> object:
+    def _as_it_is_sent_back(cls, data: object) -> object:
+        """Clients send an answer's message back as it came: calls without text, and with OpenAI's
+        empty annotations."""
         if not isinstance(data, dict):
             return data
         fields = cast(dict[str, object], data)
+        if fields.get("annotations") == []:
+            fields = {name: value for name, value in fields.items() if name != "annotations"}
         silent = fields.get("tool_calls") and fields.get("content") is None
         return {**fields, "content": ""} if silent else fields
 
@@ -169,6 +175,13 @@ class ChatMessage(Body):
             raise PydanticCustomError("tool_calls", "they belong to turns of the role assistant")
         return value
 
+    @field_validator("reasoning")
+    @classmethod
+    def _of_a_thinker(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("role") != "assistant":
+            raise PydanticCustomError("reasoning", "it belongs to turns of the role assistant")
+        return value
+
     def to_message(self) -> Message:
         """The kernel's form."""
         return Message(
@@ -177,4 +190,5 @@ class ChatMessage(Body):
             self.name,
             self.tool_call_id,
             tuple(call.to_call() for call in self.tool_calls or ()),
+            self.reasoning or "",
         )

@@ -62,7 +62,7 @@ async def test_a_turn_with_its_reasoning_goes_to_the_engine_and_into_the_row(
     assert [turn["reasoning"] for turn in asked.json()["data"]] == [None, THOUGHT, None]
 
 
-async def test_empty_annotations_say_nothing_and_others_are_refused(
+async def test_what_only_repeats_says_nothing_and_other_annotations_are_refused(
     run: Run, make_config: MakeConfig
 ) -> None:
     answer = {"role": "assistant", "content": "hello", "refusal": None, "audio": None}
@@ -75,9 +75,34 @@ async def test_empty_annotations_say_nothing_and_others_are_refused(
         with_some = await running.post(
             "/v1/best-of-n", messages=[*HI, {**answer, "annotations": [{}]}, *HI]
         )
+        by_proxy = await running.post(
+            "/v1/best-of-n",
+            messages=[*HI, {**answer, "provider_specific_fields": {"refusal": None}}, *HI],
+        )
     assert with_none.json()["choices"] == without.json()["choices"]
+    assert by_proxy.json()["choices"] == without.json()["choices"]
     assert with_some.status_code == 400
     assert with_some.json()["error"]["param"] == "messages.1.annotations"
+
+
+async def test_reasoning_has_an_older_name(run: Run, make_config: MakeConfig) -> None:
+    answer = {"role": "assistant", "content": "hello"}
+    turns = [
+        {**answer, "reasoning": THOUGHT},
+        {**answer, "reasoning_content": THOUGHT},
+        {**answer, "reasoning_content": THOUGHT, "reasoning": THOUGHT},
+        {**answer, "reasoning_content": "", "reasoning": THOUGHT},
+    ]
+    async with run(make_config()) as running:
+        answers = [
+            (await running.post("/v1/best-of-n", messages=[*HI, turn, *HI])).json()
+            for turn in turns
+        ]
+        rows = [await running.gateway.store.completions.get(row_id(a)) for a in answers]
+        both = {**answer, "reasoning_content": "another", "reasoning": THOUGHT}
+        refused = await running.post("/v1/best-of-n", messages=[*HI, both, *HI])
+    assert [row and row.messages[1].reasoning for row in rows] == [THOUGHT] * 4
+    assert refused.json()["error"]["param"] == "messages.1.reasoning_content"
 
 
 async def test_only_the_assistant_reasons(run: Run, make_config: MakeConfig) -> None:

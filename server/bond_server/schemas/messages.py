@@ -145,17 +145,19 @@ class ChatMessage(Body):
     tool_calls: list[MessageToolCall] | None = None
     reasoning: Text | None = None
     """What an engine's reasoning parser took out of the turn, as answers have it."""
+    reasoning_content: Text | None = None
+    """Its older name, by which LiteLLM's proxy gives it to clients, and passes it back."""
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+    """OpenAI's answers have them; those that are empty say nothing when they are sent back."""
+    provider_specific_fields: dict[str, Any] | None = None
+    """LiteLLM's proxy adds them to an answer, and they repeat what it was told; not read."""
 
     @model_validator(mode="before")
     @classmethod
-    def _as_it_is_sent_back(cls, data: object) -> object:
-        """Clients send an answer's message back as it came: calls without text, and with OpenAI's
-        empty annotations."""
+    def _calls_need_no_text(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         fields = cast(dict[str, object], data)
-        if fields.get("annotations") == []:
-            fields = {name: value for name, value in fields.items() if name != "annotations"}
         silent = fields.get("tool_calls") and fields.get("content") is None
         return {**fields, "content": ""} if silent else fields
 
@@ -175,11 +177,13 @@ class ChatMessage(Body):
             raise PydanticCustomError("tool_calls", "they belong to turns of the role assistant")
         return value
 
-    @field_validator("reasoning")
+    @field_validator("reasoning", "reasoning_content")
     @classmethod
     def _of_a_thinker(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and info.data.get("role") != "assistant":
             raise PydanticCustomError("reasoning", "it belongs to turns of the role assistant")
+        if value and (info.data.get("reasoning") or value) != value:
+            raise PydanticCustomError("conflict", "it disagrees with reasoning; send one of them")
         return value
 
     def to_message(self) -> Message:
@@ -190,5 +194,5 @@ class ChatMessage(Body):
             self.name,
             self.tool_call_id,
             tuple(call.to_call() for call in self.tool_calls or ()),
-            self.reasoning or "",
+            self.reasoning or self.reasoning_content or "",
         )

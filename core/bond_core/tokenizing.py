@@ -82,7 +82,12 @@ async def rendered(function: Callable[[], _T], conversations: Iterable[Conversat
     """
     size = 0
     for conversation in conversations:
-        size += sum(len(m.content) + _CHARACTERS_PER_MESSAGE for m in conversation)
+        size += sum(_characters(message) for message in conversation)
         if size > _CHARACTERS_AT_ONCE:
             return await asyncio.to_thread(function)
     return function()
+
+
+def _characters(message: Message) -> int:
+    calls = sum(len(call.arguments) for call in message.tool_calls)
+    return len(message.content) + len(message.reasoning) + calls + _CHARACTERS_PER_MESSAGE

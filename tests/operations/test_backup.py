@@ -128,7 +128,7 @@ async def test_what_was_answered_before_a_backup_is_there_after_its_restoring(
 
     async with run(elsewhere) as restored:
         answer = await restored.post("/v1/distilled")
-        assert answer.headers["x-bond-policy"] == "v0001"
+        assert answer.headers["x-bond-adapter"] == "v0001"
         assert await restored.gateway.store.completions.count() == rows + 1
 
 

@@ -98,7 +98,7 @@ async def test_headers_tell_how_the_answer_was_made(run: Run, make_config: MakeC
     assert headers["x-request-id"] == "my-request-7"
     assert len(generated.headers["x-request-id"]) == 32
     assert headers["x-bond-arm"] == "bon"
-    assert headers["x-bond-policy"] == "v0000"
+    assert headers["x-bond-adapter"] == "v0000"
     assert headers["x-bond-n"] == "4"
     assert "x-bond-degraded" not in headers
     assert int(headers["openai-processing-ms"]) >= 0
@@ -116,7 +116,7 @@ async def test_distilled_is_the_reference_until_a_promotion_and_says_so(
     async with run(make_config()) as running:
         response = await running.post("/v1/distilled")
         body = response.json()
-    assert response.headers["x-bond-policy"] == "v0000"
+    assert response.headers["x-bond-adapter"] == "v0000"
     note = "no version has been promoted yet: distilled is the reference"
     assert response.headers["x-bond-note"] == note
     assert body["bond"]["note"] == note

@@ -40,7 +40,7 @@ def made_by(made: Plan | CompletionRecord, best_of: int) -> dict[str, str]:
     headers = {
         "x-bond-arm": made.arm.value,
         "x-bond-n": str(best_of),
-        "x-bond-policy": made.version,
+        "x-bond-adapter": made.version,
     }
     if made.experiment is not None:
         headers["x-bond-experiment"] = made.experiment

@@ -47,6 +47,7 @@ async def test_best_of_n_answers_with_the_best_of_all_candidates(
         "ended": 4,
         "chosen_completion_tokens": best["tokens"],
         "cut_completion_tokens": 0,
+        "reward_tokens": 4 * usage["prompt_tokens"] + usage["completion_tokens"],
     }
     assert record is not None
     assert record.chosen == (best["index"],)

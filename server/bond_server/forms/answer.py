@@ -118,6 +118,7 @@ def usage_view(answer: Answer) -> Usage:
             ended=len(record.candidates),
             chosen_completion_tokens=record.chosen_tokens,
             cut_completion_tokens=record.cut_tokens,
+            reward_tokens=record.reward_tokens,
             cost_usd=answer.cost_usd,
         ),
     )

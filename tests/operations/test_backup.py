@@ -318,6 +318,27 @@ async def test_a_version_that_was_rejected_for_its_damage_stops_no_backup(
     await restore_backup(elsewhere, tmp_path / "backup")
 
 
+async def test_a_version_that_was_rolled_back_for_want_of_its_adapter_stops_no_backup(
+    run: Run, places: tuple[BondConfig, BondConfig], tmp_path: Path, open_store_at: OpenStoreAt
+) -> None:
+    config, elsewhere = places
+    async with run(config) as running:
+        await promoted(running, config, "v0001")
+    lost = adapter_path(config.adapters_dir, "v0001")
+    lost.rename(tmp_path / "lost")
+    async with run(config) as running:
+        await until_active(running, "v0000")
+        assert (await take_backup(config, tmp_path / "without")).versions == []
+        states = await running.gateway.store.database.read(version_states)
+        assert states["v0001"] is PolicyState.ROLLED_BACK
+        assert missing_adapters(states, config.adapters_dir) == {}
+    await restore_backup(elsewhere, tmp_path / "without")
+    restored = await (await open_store_at(elsewhere.store_url)).database.read(version_states)
+    assert restored == states
+    (tmp_path / "lost").rename(lost)  # pinned, it is served again, so it is worth keeping
+    assert (await take_backup(config, tmp_path / "whole")).versions == ["v0001"]
+
+
 async def test_nothing_is_overwritten(
     run: Run, places: tuple[BondConfig, BondConfig], tmp_path: Path
 ) -> None:

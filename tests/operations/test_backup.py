@@ -277,6 +277,7 @@ async def test_adapters_that_lack_or_are_damaged_are_refused(
         await take_backup(config, tmp_path / "damaged")
     assert not (tmp_path / "damaged" / "backup.json").exists()
     weights.write_bytes(whole)
+    await take_backup(config, tmp_path / "damaged")  # what failed has left nothing in the way
     copied = tmp_path / "whole" / "adapters" / "v0001" / "adapter_model.safetensors"
     copied.write_bytes(b"rot")
     with pytest.raises(AdapterError, match="altered or is incomplete"):
@@ -387,8 +388,10 @@ async def test_a_database_that_cannot_be_dumped_says_why(
     (broken / "pg_dump").write_text("#!/bin/sh\necho server version mismatch >&2\nexit 1\n")
     (broken / "pg_dump").chmod(0o755)
     monkeypatch.setenv("PATH", str(broken), prepend=os.pathsep)
+    checkpoint(config)
     with pytest.raises(StoreUnavailableError, match="pg_dump failed: server version mismatch"):
         await take_backup(config, tmp_path / "backup")
+    assert list((tmp_path / "backup").iterdir()) == []
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="pg_dump is not on the PATH"):
         await take_backup(config, tmp_path / "again")

@@ -7,7 +7,6 @@ from bond_core.adapters import adapter_path, verify_adapter
 from bond_core.errors import AdapterError
 from bond_core.types import PolicyState
 
-
 _DISPENSABLE = frozenset({PolicyState.REJECTED, PolicyState.ROLLED_BACK})
 
 

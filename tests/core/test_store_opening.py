@@ -10,6 +10,7 @@ from stored import completion
 
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store import open_store
+from bond_core.store.copies import require_database
 from bond_core.store.power import require_power
 
 
@@ -126,7 +127,9 @@ async def test_postgresql_takes_many_gateways(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("not a url", "is not a database URL"),
+        ("not a url", "is not a database URL: write postgresql://"),
+        ("postgresql://bob@host:port/bond", "is not a database URL: write postgresql://"),
+        ("postgresql://bob@host/bond?channel_binding=require", "has channel_binding behind its ?"),
         ("mysql://localhost/bond", "'mysql'; the store runs on sqlite and postgresql"),
         ("sqlite+aiosqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
@@ -135,6 +138,13 @@ async def test_postgresql_takes_many_gateways(
 async def test_urls_that_cannot_be_used(url: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         await open_store(url)
+
+
+def test_the_error_of_a_url_does_not_quote_its_password() -> None:
+    for url in ("host=db password=s3cr3t", "postgresql://bob:s3cr3t@host:port/bond"):
+        with pytest.raises(ConfigError) as raised:
+            require_database(url)
+        assert "s3cr3t" not in str(raised.value)
 
 
 async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

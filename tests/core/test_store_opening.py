@@ -140,6 +140,19 @@ async def test_urls_that_cannot_be_used(url: str, words: str) -> None:
         await open_store(url)
 
 
+@pytest.mark.parametrize(
+    ("sslmode", "words"),
+    [("verify-full", "root certificate file .* does not exist"), ("always", "must be one of")],
+)
+async def test_an_sslmode_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslmode: str, words: str
+) -> None:
+    monkeypatch.delenv("PGSSLROOTCERT", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(StoreUnavailableError, match=words):
+        await open_store(f"postgresql://bob@127.0.0.1:1/bond?sslmode={sslmode}")
+
+
 def test_the_error_of_a_url_does_not_quote_its_password() -> None:
     for url in ("host=db password=s3cr3t", "postgresql://bob:s3cr3t@host:port/bond"):
         with pytest.raises(ConfigError) as raised:

@@ -95,6 +95,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml", environ={})
 
 
+def test_metrics_cannot_listen_where_the_gateway_does(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"access\.metrics_port is 8080, where the gateway itself"
+    ):
+        load(tmp_path, MINIMAL + "access: {metrics_port: 8080}\n")
+    elsewhere = MINIMAL + "access: {metrics_port: 8080, metrics_host: 10.0.0.1}\n"
+    assert load(tmp_path, elsewhere).access.metrics_port == 8080
+    free = MINIMAL + "server: {port: 0}\naccess: {metrics_port: 0}\n"
+    assert load(tmp_path, free).access.metrics_port == 0
+
+
 def test_a_teacher_that_is_the_active_version_is_no_path(tmp_path: Path) -> None:
     text = MINIMAL + "trainer: {objective: {type: gkd, teacher: active}}\n"
     assert load(tmp_path, text).trainer.objective.teacher == "active"

@@ -78,6 +78,16 @@ class BondConfig(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _metrics_have_a_port_of_their_own(self) -> "BondConfig":
+        port = self.access.metrics_port
+        if port and (self.access.metrics_host, port) == (self.server.host, self.server.port):
+            raise ConfigError(
+                f"access.metrics_port is {port}, where the gateway itself listens: give the "
+                "metrics another port, or leave it out, since the gateway has /metrics, too"
+            )
+        return self
+
     @property
     def adapters_dir(self) -> Path:
         """One immutable directory per policy version."""

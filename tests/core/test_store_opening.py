@@ -12,6 +12,7 @@ from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store import open_store
 from bond_core.store.copies import require_database
 from bond_core.store.power import require_power
+from bond_core.store.urls import parse_url, plain_url
 
 
 def pragma(name: str) -> Callable[[Connection], object]:
@@ -151,6 +152,20 @@ async def test_an_sslmode_that_cannot_be_used(
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(StoreUnavailableError, match=words):
         await open_store(f"postgresql://bob@127.0.0.1:1/bond?sslmode={sslmode}")
+
+
+@pytest.mark.parametrize(
+    ("query", "theirs"),
+    [
+        ("ssl=verify-full&prepared_statement_cache_size=0", "?sslmode=verify-full"),
+        ("sslmode=require&command_timeout=5", "?sslmode=require"),
+        ("host=/run/postgresql", "?host=%2Frun%2Fpostgresql"),
+    ],
+)
+def test_what_postgresqls_own_programs_are_given(query: str, theirs: str) -> None:
+    url = parse_url(f"postgresql+asyncpg://bob:secret@db:5433/bond?{query}")
+    given = plain_url(url).render_as_string(hide_password=False)
+    assert given == f"postgresql://bob@db:5433/bond{theirs}"
 
 
 def test_the_error_of_a_url_does_not_quote_its_password() -> None:

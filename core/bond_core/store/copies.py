@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store.sqlite import database_file
-from bond_core.store.urls import parse_url
+from bond_core.store.urls import parse_url, plain_url
 
 DatabaseKind = Literal["sqlite", "postgresql"]
 
@@ -100,14 +100,12 @@ def _vacuum_into(file: Path, to: Path) -> None:
 def _run_tool(tool: str, url: sa.URL, *arguments: str) -> None:
     """One of PostgreSQL's own programs; the password goes by the environment, where other users
     of the machine do not see it."""
-    query = {key: value for key, value in url.query.items() if key != "ssl"}
-    plain = sa.URL.create("postgresql", url.username, None, url.host, url.port, url.database, query)
     environment = dict(os.environ)
     if url.password is not None:
         environment["PGPASSWORD"] = str(url.password)
     try:
         subprocess.run(
-            [tool, f"--dbname={plain.render_as_string(hide_password=False)}", *arguments],
+            [tool, f"--dbname={plain_url(url).render_as_string(hide_password=False)}", *arguments],
             env=environment,
             capture_output=True,
             text=True,

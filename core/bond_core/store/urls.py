@@ -24,6 +24,9 @@ POSTGRES_PARAMETERS = frozenset(
 """What asyncpg and SQLAlchemy's dialect of it take behind the `?` of a URL."""
 
 
+_DRIVERS_OWN = frozenset({"command_timeout", "prepared_statement_cache_size"})
+
+
 def parse_url(url: str) -> sa.URL:
     """The parts of a store's URL. Raises `ConfigError`."""
     try:
@@ -43,3 +46,11 @@ def require_known_parameters(url: sa.URL) -> None:
             f"store.url has {', '.join(unknown)} behind its ?, which the driver does not know: "
             f"leave it out; known are {', '.join(sorted(POSTGRES_PARAMETERS))}"
         )
+
+
+def plain_url(url: sa.URL) -> sa.URL:
+    """The URL as PostgreSQL's own programs take it, without its password."""
+    query = {key: value for key, value in url.query.items() if key not in _DRIVERS_OWN}
+    if "ssl" in query:  # asyncpg's name for what libpq calls sslmode
+        query["sslmode"] = query.pop("ssl")
+    return sa.URL.create("postgresql", url.username, None, url.host, url.port, url.database, query)

@@ -118,7 +118,7 @@ async def test_distilled_is_the_reference_until_a_promotion_and_says_so(
         response = await running.post("/v1/distilled")
         body = response.json()
     assert response.headers["x-bond-adapter"] == "v0000"
-    note = "no version has been promoted yet: distilled is the reference"
+    note = "no version is live: distilled is the reference"
     assert response.headers["x-bond-note"] == note
     assert body["bond"]["note"] == note
     assert body["bond"]["strategy"] == "single"

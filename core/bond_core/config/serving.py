@@ -101,7 +101,8 @@ class StoreConfig(Section):
     """Where rows are kept."""
 
     url: str = ""
-    """SQLAlchemy URL; by default SQLite in the data directory."""
+    """Of the database, as postgresql://USER:PASSWORD@HOST/DATABASE; by default SQLite in the data
+    directory."""
     durability: Literal["process", "power"] = "process"
     """`process` survives any death of ours; `power` the machine's, for an fsync per commit."""
     group_commit_rows: int = Field(default=256, ge=1)

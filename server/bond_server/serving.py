@@ -17,7 +17,7 @@ from bond_core.errors import ConfigError
 from bond_server.access.metrics_listener import metrics_listener
 from bond_server.app import create_app
 from bond_server.descriptors import make_room
-from bond_server.http_protocol import HangingUpProtocol
+from bond_server.http_protocol import bounded_by
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ async def _serve(
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
-        http=HangingUpProtocol,
+        http=bounded_by(config.access),
         timeout_graceful_shutdown=max(1, round(config.server.shutdown_grace_s)),
     )
     server = _Server(settings, announce)

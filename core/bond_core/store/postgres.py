@@ -62,15 +62,16 @@ class PostgresDatabase:
         if self._closed:
             raise StoreUnavailableError("the store is closed")
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as limit:
                 return await self._attempts(work, commit)
         except DBAPIError as error:
             if is_unavailable(error):
                 raise unavailable(error) from error
             raise
         except TimeoutError as error:
+            waited_s = timeout_s if limit.expired() else self._timeout_s  # the latter to connect
             raise StoreUnavailableError(
-                f"PostgreSQL did not answer within {timeout_s:g} s; check its load and its locks"
+                f"PostgreSQL did not answer within {waited_s:g} s; check its load and its locks"
             ) from error
         except (OSError, PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise unavailable(error) from error

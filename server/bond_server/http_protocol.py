@@ -55,14 +55,14 @@ class HangingUpProtocol(HttpToolsProtocol):
         """Some of a request, or of several."""
         super().data_received(data)
         cycle = self.cycle
-        if cycle is not None and cycle.scope is self.scope and not cycle.response_complete:
+        if cycle and cycle.scope is self.scope and not cycle.response_complete:
             if self._patience is not None:
                 self._be_patient()
             return
         self._unasked += len(data)
         if self._patience is None:
             self._patience = self.loop.call_later(self.timeout_s, self._lose_patience)
-        in_head = cycle is None or cycle.scope is not self.scope
+        in_head = not cycle or cycle.scope is not self.scope
         most = MAX_HEAD_BYTES + (0 if in_head else self.max_body_bytes)
         if self._unasked > most and not self.transport.is_closing():
             if in_head and not self._is_answering:
@@ -73,7 +73,7 @@ class HangingUpProtocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return bool(self.cycle) and not self.cycle.response_complete
 
     def _be_patient(self) -> None:
         self._unasked = 0

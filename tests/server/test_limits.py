@@ -247,7 +247,11 @@ async def test_what_is_refused_as_too_much_is_not_counted_as_a_request(
         held = Held(running.gateway.engine)
         _, secret = await make_key(running, ["infer"], limits=limits)
         first = asyncio.create_task(ask(running, secret, max_tokens=100))
-        await eventually(lambda: asyncio.sleep(0, running.gateway.engine.in_progress == 1))
+
+        async def runs() -> bool:
+            return running.metric("bond_running_rows") == 1
+
+        await eventually(runs)
         # the tokens of the one that runs are set aside
         for _ in range(3):
             response = await ask(running, secret, max_tokens=100)

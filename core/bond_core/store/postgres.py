@@ -61,8 +61,9 @@ class PostgresDatabase:
     async def _run(self, work: Work[T], *, commit: bool, timeout_s: float) -> T:
         if self._closed:
             raise StoreUnavailableError("the store is closed")
+        limit = asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s) as limit:
+            async with limit:
                 return await self._attempts(work, commit)
         except DBAPIError as error:
             if is_unavailable(error):

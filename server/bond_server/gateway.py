@@ -173,7 +173,7 @@ def _assemble(
     if tracing is not None:
         from bond_server.tracing.upstreams import traced_engine, traced_scorer
 
-        metrics.on_answer.append(tracing.answered)
+        metrics.answers.on_answer.append(tracing.answered)
         sampled_by = traced_engine(engine, tracing)
         selected_by = traced_scorer(judges.scorer, tracing)
     generation = GenerationService(

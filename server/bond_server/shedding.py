@@ -75,7 +75,7 @@ class SheddingMiddleware:
 
     def _refusal(self, scope: Scope) -> OverloadedError | None:
         if self._requests >= self._max_requests:
-            self._metrics.admission_refused.labels(TOO_MANY_REQUESTS).inc()
+            self._metrics.admission.refused.labels(TOO_MANY_REQUESTS).inc()
             return OverloadedError(
                 f"the gateway has {self._requests} requests in hand (admission.max_requests)",
                 code=TOO_MANY_REQUESTS,
@@ -84,7 +84,7 @@ class SheddingMiddleware:
         if scope["method"] != "POST" or scope["path"] not in ANSWERING:
             return None
         if self._requests >= self._busy and (lag_s := self._lag.seconds) > self._max_lag_s:
-            self._metrics.admission_refused.labels(BEHIND).inc()
+            self._metrics.admission.refused.labels(BEHIND).inc()
             return OverloadedError(
                 f"the gateway is {lag_s:.2f} s behind with {self._requests} requests in hand "
                 "(admission.max_lag_s)",

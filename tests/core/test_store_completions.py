@@ -24,6 +24,7 @@ FULL = CompletionRecord(
     id="01890a5d-ac96-774b-bcce-b302099a8057",
     created_at=1_750_000_000.123456,
     requested_model="demo:bon",
+    experiment="spring",
     arm=Arm.BON,
     version="v0000",
     best_of=2,

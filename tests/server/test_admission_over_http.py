@@ -39,7 +39,7 @@ async def test_over_http(run: Run, make_config: MakeConfig) -> None:
         store = running.gateway.store.completions
         rows = [await store.get(row_id(answer.json())) for answer in answers]
         assert running.metric("bond_running_rows") == 0
-        assert running.metric("bond_assignments_total", arm="distilled") == 0
+        assert running.metric("bond_assignments_total", arm="distilled", experiment="") == 0
         assert running.metric("bond_admission_refused_total", reason="queue_full") == 1
         assert running.metric("bond_request_queue_time_seconds_count", arm="bon") == 3
         route = {"route": "/v1/distilled", "method": "POST", "code": "429"}

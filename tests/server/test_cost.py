@@ -178,7 +178,7 @@ async def test_without_prices_nothing_speaks_of_cost(run: Run, make_config: Make
         assert HEADER not in answer.headers
         assert "cost_usd" not in answer.text + compared.text
         assert "bond_cost_usd" not in (await running.client.get("/metrics")).text
-        assert running.gateway.metrics.on_answer == []
+        assert running.gateway.metrics.answers.on_answer == []
 
 
 async def test_equal_candidates_are_read_once_and_cost_once(

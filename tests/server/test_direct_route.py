@@ -132,7 +132,7 @@ async def test_a_body_that_its_client_breaks_off_counts_as_closed_by_the_client(
 
         await eventually(is_closed)
         assert served.engine.drawn == 0  # what came of the body was not taken for all of it
-        assert served.metric("bond_assignments_total", arm="distilled") == 0
+        assert served.metric("bond_assignments_total", arm="distilled", experiment="") == 0
         assert await served.gateway.store.completions.count() == 0
         whole = await served.client.post(path, json=json.loads(HI + b"}"))
         assert whole.status_code == 200

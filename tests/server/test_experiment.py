@@ -92,6 +92,20 @@ async def test_a_failure_counts_in_the_experiment_too(run: Run, make_config: Mak
     assert (row.status, row.unit, row.experiment) == ("failed", "u", "spring:2")
 
 
+async def test_assignments_are_counted_by_experiment(run: Run, make_config: MakeConfig) -> None:
+    split = {"bon": 0, "distilled": 1}
+    async with run(make_config(arms={"split": split, **EXPERIMENT})) as running:
+        for body in ({}, {"stream": True}, {"best_of": 2}):
+            await running.post(CHAT, model=MODEL, **body)
+        await running.post("/v1/distilled")
+
+        def counted(experiment: str) -> float:
+            labels = {"arm": "distilled", "experiment": experiment}
+            return running.metric("bond_assignments_total", **labels)
+
+        assert (counted("spring:2"), counted("")) == (2, 2)
+
+
 @pytest.mark.parametrize("arm", ["bon", "distilled"])
 async def test_a_stream_names_it_before_its_first_token(
     serve: Serve, make_config: MakeConfig, arm: str

@@ -4,7 +4,7 @@ import time
 
 from running_gateway import MakeConfig, Run, settled
 
-from bond_server.metrics import LATENCY_BUCKETS_S
+from bond_server.metrics.buckets import LATENCY_BUCKETS_S
 
 VLLM_E2E_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
@@ -19,7 +19,7 @@ async def test_counts_of_answers(run: Run, make_config: MakeConfig) -> None:
         await running.post("/v1/best-of-n", best_of=0)
         await settled(running)
         metric = running.metric
-        assert metric("bond_assignments_total", arm="bon") == 3
+        assert metric("bond_assignments_total", arm="bon", experiment="") == 3
         assert metric("bond_requests_total", arm="bon", status="ok") == 3
         assert metric("bond_log_rows_total", arm="bon", status="ok") == 3
         assert metric("bond_request_latency_seconds_count", arm="bon") == 3

@@ -232,7 +232,7 @@ async def test_off_nothing_is_wrapped_and_nothing_is_in_the_way(
 ) -> None:
     async with run(make_config()) as running:
         assert TracingMiddleware not in [m.cls for m in running.app.user_middleware]
-        assert running.gateway.metrics.on_answer == []
+        assert running.gateway.metrics.answers.on_answer == []
         generation: Any = running.gateway.generation
         assert type(generation._engine) is FakeEngine
         assert generation._scorer is running.gateway.judges.scorer

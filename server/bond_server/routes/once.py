@@ -66,20 +66,21 @@ async def once(
     fingerprint = fingerprint_of_request(request.url.path, await request.body())
     scope = scope_of(caller_of(request), parse_key(given))
     begun = await until_disconnect(request, gateway.idempotency.begin(scope, fingerprint))
+    counted = gateway.metrics.keeping.idempotent_requests
     match begun:
         case None:
             return Response(status_code=CLIENT_CLOSED)
         case Replay(completion_id, kept):
-            gateway.metrics.idempotent_requests.labels("replayed" if kept else "not_kept").inc()
+            counted.labels("replayed" if kept else "not_kept").inc()
             return _not_kept(completion_id) if kept is None else _replayed(kept)
         case Reused():
-            gateway.metrics.idempotent_requests.labels("reused").inc()
+            counted.labels("reused").inc()
             return _reused()
         case InFlight():
-            gateway.metrics.idempotent_requests.labels("in_flight").inc()
+            counted.labels("in_flight").inc()
             return _in_flight()
         case Claim():
-            gateway.metrics.idempotent_requests.labels("first").inc()
+            counted.labels("first").inc()
             return await _first(gateway, begun, answer)
 
 

@@ -22,16 +22,17 @@ class Accounting:
 
     def of(self, draft: Draft, reserved: int) -> "_Accounted":
         """Around the work on an answer, which counts as assigned from here on."""
-        self._metrics.assignments(draft.plan.arm.value).inc()
+        plan = draft.plan
+        self._metrics.answers.assignments(plan.arm.value, plan.experiment or "").inc()
         return _Accounted(self, draft, reserved)
 
     def began(self) -> None:
         """One more is in the making."""
-        self._metrics.in_flight.inc()
+        self._metrics.admission.in_flight.inc()
 
     def ended(self) -> None:
         """One less."""
-        self._metrics.in_flight.dec()
+        self._metrics.admission.in_flight.dec()
 
     def cancelled(self, draft: Draft) -> None:
         """Its client, or a shutdown, ended it."""

@@ -147,7 +147,7 @@ class Admission:
                     QUEUE_TIMEOUT,
                     f"the gateway is busy: no place came free within {longest_s:.3g} s ({why})",
                 ) from None
-            self._metrics.admission_refused.labels(LEFT).inc()
+            self._metrics.admission.refused.labels(LEFT).inc()
             raise
 
     def _leave(self, waiting: _Waiting) -> None:
@@ -161,7 +161,7 @@ class Admission:
 
     def _take(self, cost: int) -> None:
         self._running_rows += cost
-        self._metrics.running_rows.set(self._running_rows)
+        self._metrics.admission.running_rows.set(self._running_rows)
 
     def _give_back(self, cost: int) -> None:
         self._take(-cost)
@@ -183,8 +183,8 @@ class Admission:
     def _count_waiting(self, waiting: _Waiting, times: int) -> None:
         self._waiting_rows += times * waiting.rows
         self._patient_rows += times * waiting.rows * waiting.patient
-        self._metrics.waiting_rows.set(self._waiting_rows)
-        self._metrics.waiting_requests.set(len(self._queue))
+        self._metrics.admission.waiting_rows.set(self._waiting_rows)
+        self._metrics.admission.waiting_requests.set(len(self._queue))
 
     def _refused_by_queue(self) -> OverloadedError:
         return self._refused(
@@ -194,7 +194,7 @@ class Admission:
         )
 
     def _refused(self, reason: str, why: str) -> OverloadedError:
-        self._metrics.admission_refused.labels(reason).inc()
+        self._metrics.admission.refused.labels(reason).inc()
         # the time in which the queue empties, and up to as much again so that those who were
         # refused together do not come back together
         empties_s = self._held_s * (1 + self._waiting_rows) / self._max_rows

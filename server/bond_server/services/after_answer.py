@@ -75,10 +75,10 @@ class AfterAnswer:
         try:
             self._queue.put_nowait(record)
         except asyncio.QueueFull:
-            self._metrics.follow_up_postponed.inc()
+            self._metrics.follow_up.postponed.inc()
             self.forget(record.id)
             return
-        self._metrics.follow_up_queue.set(self._queue.qsize())
+        self._metrics.follow_up.queue.set(self._queue.qsize())
 
     async def run(self) -> None:
         """Measure queued rows for ever; a batch that fails is logged and left to the sweep."""
@@ -98,7 +98,7 @@ class AfterAnswer:
                 for record in batch:
                     self._pending.discard(record.id)
                     self._queue.task_done()
-                self._metrics.follow_up_queue.set(self._queue.qsize())
+                self._metrics.follow_up.queue.set(self._queue.qsize())
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until the queue is empty, at most so long; the rest is left to the next sweep."""
@@ -150,9 +150,9 @@ class AfterAnswer:
         for row in rows:
             ratio = await self._log_ratio(row)
             if scores.get(row.id) is not None:
-                self._metrics.reward(row.arm.value).observe(scores[row.id])
+                self._metrics.answers.reward(row.arm.value).observe(scores[row.id])
             if ratio is not None and row.arm is Arm.DISTILLED:
-                self._metrics.log_ratio.observe(ratio)
+                self._metrics.follow_up.log_ratio.observe(ratio)
             annotations.append(
                 Annotation(
                     row.id,
@@ -179,7 +179,7 @@ class AfterAnswer:
             if len(rows) > 1:
                 alone = [await self._ask(step, scorer, [row]) for row in rows]
                 return {id_: value for found in alone for id_, value in found.items()}
-            self._metrics.follow_up_failures.labels(step).inc()
+            self._metrics.follow_up.failures.labels(step).inc()
             logger.warning(
                 "answers have no %s: %s", step, error.loggable, extra={"fields": {"id": rows[0].id}}
             )
@@ -211,7 +211,7 @@ class AfterAnswer:
                 REFERENCE_VERSION, row.prompt_token_ids, tokens, self._temperature
             )
         except BondError as error:
-            self._metrics.follow_up_failures.labels("log_ratio").inc()
+            self._metrics.follow_up.failures.labels("log_ratio").inc()
             logger.warning(
                 "answers have no log-ratio: %s", error.loggable, extra={"fields": {"id": row.id}}
             )

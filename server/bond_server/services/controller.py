@@ -84,7 +84,7 @@ class Controller:
                 previous_becomes=PolicyState.ROLLED_BACK,
                 expected=wanted,
             )
-            self._metrics.promotions.labels("rolled_back").inc()
+            self._metrics.policies.transitions.labels("rolled_back").inc()
 
     async def run(self) -> None:
         """Tick for ever; what fails is logged and tried again."""
@@ -140,7 +140,7 @@ class Controller:
         held = await self._store.leases.acquire(LEASE, self._holder, LEASE_TTL_S)
         # counted from before the call, so that we stop before the store lets another begin
         self._lease_until = now + LEASE_TTL_S if held else 0.0
-        self._metrics.controller.set(int(held))
+        self._metrics.policies.controller.set(int(held))
 
     async def _promote_challengers(self) -> None:
         challengers = await self._store.policies.in_state(PolicyState.CHALLENGER)
@@ -153,7 +153,7 @@ class Controller:
                 await self._store.policies.move(
                     version, PolicyState.CHALLENGER, PolicyState.REJECTED, error.message
                 )
-                self._metrics.promotions.labels("rejected").inc()
+                self._metrics.policies.transitions.labels("rejected").inc()
                 continue
             except BondError:
                 raise  # the engine or the store is away: the version may be sound
@@ -165,14 +165,14 @@ class Controller:
                     PolicyState.REJECTED,
                     f"loading failed: {type(error).__name__}: {error}",
                 )
-                self._metrics.promotions.labels("rejected").inc()
+                self._metrics.policies.transitions.labels("rejected").inc()
                 continue
             await self._renew_lease()  # loading may have taken longer than the lease
             if not self.holds_lease:
                 return
             await self._store.policies.activate(version, "loaded and probed")
             self._registry.switch(version)
-            self._metrics.promotions.labels("activated").inc()
+            self._metrics.policies.transitions.labels("activated").inc()
 
     async def _try(self, version: str) -> str | None:
         """Load a version; the reason if that is refused."""

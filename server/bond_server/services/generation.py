@@ -160,7 +160,7 @@ class GenerationService:
                     work = Work(plan.version, ask.messages, ask.params, 1)
                     deltas = stream_until(self._engine, work, self.until(begun))
                     completed: TextDelta | None = None
-                    told = self._metrics.streaming(plan.arm.value, ask.context.started)
+                    told = self._metrics.answers.streaming(plan.arm.value, ask.context.started)
                     async with contextlib.aclosing(deltas) as pieces:
                         async for piece in pieces:
                             told.piece()
@@ -236,7 +236,7 @@ class GenerationService:
         now = time.perf_counter()
         outside_s = record.queue_s + record.generate_s + record.score_s
         overhead_s = now - begun.ask.context.started - outside_s
-        self._metrics.answered(record, overhead_s)
+        self._metrics.answers.answered(record, overhead_s)
         if follow_up:
             self._after_answer.submit(record)
         return overhead_s, now - started
@@ -259,7 +259,7 @@ class GenerationService:
         selection = await select(
             self._scorer, ask.messages, drawn, plan.n, within_s=self._remaining_s(begun)
         )
-        self._metrics.score_latency.observe(selection.score_s)
+        self._metrics.answers.score_latency.observe(selection.score_s)
         self._scoring_time.observe(selection.score_s)
         return selection
 

@@ -188,13 +188,13 @@ class PolicyRegistry:
             logger.info("dropped %s from the engine", victim)
 
     def _show(self) -> None:
-        info = self._metrics.adapter_info
+        info = self._metrics.policies.adapter_info
         info.clear()
         for version in {REFERENCE_VERSION, *self._resident}:
             roles = {self._previous: "previous", self._active: "active"}
             default = "reference" if version == REFERENCE_VERSION else "resident"
             info.labels(version, roles.get(version, default)).set(1)
-        self._metrics.active_version.set(version_number(self._active))
+        self._metrics.policies.active_version.set(version_number(self._active))
 
 
 def version_number(version: str) -> int:

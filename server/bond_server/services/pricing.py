@@ -41,6 +41,6 @@ def pricing_of(prices: PricesConfig, metrics: Metrics) -> CostOf | None:
     def count(record: CompletionRecord) -> None:
         cost_usd.labels(record.arm.value).inc(cost_of(record))
 
-    metrics.on_answer.append(count)
-    metrics.on_failure.append(count)
+    metrics.answers.on_answer.append(count)
+    metrics.answers.on_failure.append(count)
     return cost_of

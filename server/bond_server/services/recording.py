@@ -62,9 +62,9 @@ class Recording:
                 settlement = settlement.without_answer()
             await self._completions.record(row, settlement)
         except Exception:  # a defect of ours is no answer either
-            self._metrics.requests(record.arm.value, "failed").inc()
+            self._metrics.answers.requests(record.arm.value, "failed").inc()
             raise
-        self._metrics.log_rows(record.arm.value, record.status).inc()
+        self._metrics.answers.log_rows(record.arm.value, record.status).inc()
 
     async def _kept(self, record: CompletionRecord) -> CompletionRecord:
         """What of the record is stored: all of it, with other words, or without content."""
@@ -76,9 +76,9 @@ class Recording:
             row = await self._redactor.redacted(record)
         except RedactionError as error:
             logger.error("row %s is kept without content: %s", record.id, error)
-            self._metrics.redactions.labels("failed").inc()
+            self._metrics.keeping.redactions.labels("failed").inc()
             return without_content(record)
-        self._metrics.redactions.labels("unchanged" if row is record else "changed").inc()
+        self._metrics.keeping.redactions.labels("unchanged" if row is record else "changed").inc()
         return row
 
     async def commit_failure(self, row: CompletionRecord) -> None:
@@ -91,9 +91,9 @@ class Recording:
         except StoreUnavailableError as store_error:
             logger.error("a failed answer was not recorded: %s", store_error)
             return
-        self._metrics.requests(row.arm.value, row.status).inc()
-        self._metrics.generation_tokens.labels(row.arm.value).inc(row.generated_tokens)
-        for told in self._metrics.on_failure:
+        self._metrics.answers.requests(row.arm.value, row.status).inc()
+        self._metrics.answers.generation_tokens.labels(row.arm.value).inc(row.generated_tokens)
+        for told in self._metrics.answers.on_failure:
             told(row)
 
     def commit_cancellation(self, row: CompletionRecord) -> None:
@@ -102,7 +102,7 @@ class Recording:
 
     async def _commit_cancelled(self, row: CompletionRecord) -> None:
         await self.commit(row)
-        self._metrics.requests(row.arm.value, row.status).inc()
+        self._metrics.answers.requests(row.arm.value, row.status).inc()
 
 
 def _given(value: bool | None, default: bool) -> bool:

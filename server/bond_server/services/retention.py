@@ -68,7 +68,7 @@ class Retention:
             began = time.perf_counter()
             count = await expire(self._config.chunk_rows)
             total += count
-            self._metrics.expired.labels(kind).inc(count)
+            self._metrics.keeping.expired.labels(kind).inc(count)
             if count < self._config.chunk_rows:
                 break
             await asyncio.sleep(REST * (time.perf_counter() - began))

@@ -16,7 +16,7 @@ from bond_core.config import BondConfig
 from bond_core.engines.fake import FakeEngine
 from bond_server.app import create_app
 from bond_server.gateway import Gateway
-from bond_server.http_protocol import HangingUpProtocol
+from bond_server.http_protocol import bounded_by
 from bond_server.serving import claim_socket
 
 HI = [{"role": "user", "content": "where is my parcel?"}]
@@ -70,7 +70,7 @@ async def serving(config: BondConfig) -> AsyncGenerator[Served]:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=1,
-        http=HangingUpProtocol,
+        http=bounded_by(config.access),
     )
     server = _Server(settings)
     with claim_socket("127.0.0.1", 0) as listener:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
+from types import FrameType
 
 import uvicorn
 
@@ -17,7 +18,7 @@ from bond_core.errors import ConfigError
 from bond_server.access.metrics_listener import metrics_listener
 from bond_server.app import create_app
 from bond_server.descriptors import make_room
-from bond_server.http_protocol import HangingUpProtocol
+from bond_server.http_protocol import bounded_by
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]) -> None:
         super().__init__(config)
         self._announce = announce
+        self._is_hurried = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, then tell the address."""
@@ -107,6 +109,16 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Leave the handlers as they are."""
         yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; a second Ctrl-C ends the grace at once, as its time would have, where uvicorn would
+        leave running requests to an engine and a store that are closed."""
+        if self.should_exit and sig == signal.SIGINT and not self._is_hurried:
+            self._is_hurried = True
+            for task in list(self.server_state.tasks):
+                task.cancel()
+        else:
+            super().handle_exit(sig, frame)
 
 
 async def _serve(
@@ -120,7 +132,7 @@ async def _serve(
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
-        http=HangingUpProtocol,
+        http=bounded_by(config.access),
         timeout_graceful_shutdown=max(1, round(config.server.shutdown_grace_s)),
     )
     server = _Server(settings, announce)

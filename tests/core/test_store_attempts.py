@@ -1,5 +1,6 @@
 """A request that its client sent again counts once, whatever the order of the commits."""
 
+import asyncio
 import itertools
 from typing import Any
 
@@ -51,6 +52,31 @@ async def test_the_last_attempt_counts_in_any_order_of_commits(
     assert await counted(store, ["first", "second", "third"]) == ["third"]
     [summary] = await store.completions.summarise()
     assert (summary.requests, summary.failed, summary.cancelled) == (1, 0, 0)
+
+
+async def test_attempts_that_are_committed_at_once_count_once(
+    database_url: str, open_store_at: OpenStoreAt
+) -> None:
+    """A store that was away lets go of what waits on two gateways in the same moment."""
+    one, other = [await open_store_at(database_url, clock=lambda: 2000.0) for _ in range(2)]
+    numbers = range(40)
+    for i in numbers:
+        names = [f"{digest}{i}" for digest in "ab"]
+        firsts, seconds = [
+            [
+                completion(f"{name}/{retry}", created_at=1000.0 + retry,
+                           origin=Origin(digest=name, retry=retry))
+                for name in (names if retry else reversed(names))
+            ]
+            for retry in (0, 1)
+        ]  # fmt: skip
+        await asyncio.gather(
+            one.completions.record_many(firsts), other.completions.record_many(seconds)
+        )
+    ids = [f"{digest}{i}/{retry}" for i in numbers for digest in "ab" for retry in (0, 1)]
+    assert await counted(one, ids) == [id for id in ids if id.endswith("/1")]
+    [summary] = await one.completions.summarise()
+    assert summary.requests == 80
 
 
 async def test_other_requests_are_left_alone(database_url: str, open_store_at: OpenStoreAt) -> None:

@@ -1,5 +1,6 @@
 """Opening: which URLs, which settings of the database, how many gateways."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,3 +207,17 @@ async def test_a_server_that_ends_the_connections_is_reconnected_to(
     postgres.disconnect_all()
     assert await store.completions.record(completion("b")) == 2
     assert await store.completions.count() == 2
+
+
+async def test_a_server_that_takes_connections_and_says_nothing_is_told_of_as_it_was_waited_for(
+    open_store_at: OpenStoreAt,
+) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    async with silent:
+        with pytest.raises(StoreUnavailableError, match=r"did not answer within 0\.2 s"):
+            await open_store_at(f"postgresql+asyncpg://u@127.0.0.1:{port}/d", commit_timeout_s=0.2)

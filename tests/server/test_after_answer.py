@@ -4,9 +4,11 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from running_gateway import MakeConfig, Run, Running, eventually, row_id, scorer, settled
 from stored import candidate, completion
 
+from bond_core.errors import StoreUnavailableError
 from bond_core.store import CompletionRecord
 from bond_core.types import Arm
 from bond_server.metrics import Metrics
@@ -94,6 +96,28 @@ async def test_what_a_restart_missed_is_found_again(
         found = await row(running, body)
     assert found.score == float(len(body["choices"][0]["message"]["content"]))
     assert found.log_ratio == 0.0
+
+
+async def test_a_store_that_is_away_meanwhile_is_one_line_and_no_defect(
+    run: Run,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def away(_: object) -> None:
+        raise StoreUnavailableError("the store is away")
+
+    async with run(make_config()) as running:
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(running.gateway.store.completions, "annotate", away)
+            body = (await running.post("/v1/distilled")).json()
+            await settled(running)
+        assert (await row(running, body)).score is None
+        assert await running.gateway.after_answer.sweep() == 1
+        assert (await row(running, body)).score is not None
+    [line] = [r for r in caplog.records if r.name == "bond_server.services.after_answer"]
+    assert (line.levelname, line.exc_info) == ("WARNING", None)
+    assert line.getMessage() == "1 answers wait for the next sweep: the store is away"
 
 
 async def test_a_sweep_tries_each_row_once_and_passes_those_that_need_nothing(

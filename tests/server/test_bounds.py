@@ -1,6 +1,7 @@
 """What one request may carry: size, depth, messages; and paths that stay where they belong."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from published_adapters import challenger, publish
 from running_gateway import MODEL, MakeConfig, Run, until_state
-from served_gateway import serving
+from served_gateway import Served, serving
 
 from bond_core.types import PolicyState
 from bond_server.access.bounded_body import is_deeper
@@ -180,3 +182,99 @@ async def test_a_version_that_no_database_can_hold_is_unknown(
     async with run(make_config(store={"url": database_url})) as running:
         odd = await running.client.get("/v1/policies/v%00")
     assert error_of(odd, 404)["code"] == "model_not_found"
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+
+
+async def told_to(served: Served, *pieces: bytes) -> bytes:
+    """What somebody who sends this, and then nothing, is told until the connection ends."""
+    reader, writer = await asyncio.open_connection(served.host, served.port)
+    told = b""
+    with contextlib.suppress(ConnectionError):  # hung up on while it still sends
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+    with contextlib.suppress(ConnectionError):
+        while more := await asyncio.wait_for(reader.read(1 << 16), 20):
+            told += more
+    writer.close()
+    return told
+
+
+async def test_a_head_without_end_is_refused_before_it_fills_the_memory(
+    make_config: MakeConfig,
+) -> None:
+    mebibyte = b"a" * (1 << 20)
+    async with serving(make_config()) as served:
+        fits = await served.client.get("/healthz", headers={"x-long": "a" * 60_000})
+        refused = await told_to(served, HEALTH + b"x-long: " + b"a" * 66_000)
+        for start in (HEALTH + b"x-long: ", b"GET /"):
+            process = psutil.Process()
+            before = process.memory_info().rss
+            await told_to(served, start, *[mebibyte] * 64)
+            assert process.memory_info().rss - before < 32 * (1 << 20)
+        many = await told_to(served, HEALTH, *[b"x: y\r\n" * 20_000] * 8)
+        after = await served.client.get("/healthz")
+    assert (fits.status_code, after.status_code) == (200, 200)
+    assert refused.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    head, _, body = refused.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    assert json.loads(body) == {
+        "error": {
+            "message": "the request's line and headers are larger than 65536 bytes",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "head_too_large",
+        }
+    }
+    assert many == b"" or many.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_who_asks_nothing_keeps_no_connection(make_config: MakeConfig) -> None:
+    secured = make_config(access={"body_timeout_s": 0.3})
+    async with serving(secured) as served:
+        silent, half, second = await asyncio.gather(
+            told_to(served),
+            told_to(served, HEALTH + b"x-slow: "),
+            told_to(served, HEALTH + b"\r\n" + HEALTH),
+        )
+        assert not served.connections
+    assert (silent, half) == (b"", b"")
+    assert second.count(b"HTTP/1.1 200 OK") == 1
+
+
+async def test_a_body_that_goes_on_after_its_answer_ends(make_config: MakeConfig) -> None:
+    head = (
+        b"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"transfer-encoding: chunked\r\n\r\n"
+    )
+    chunk = b"400\r\n" + b" " * 1024 + b"\r\n"
+    async with serving(make_config(access={"max_body_bytes": 2048})) as served:
+        fed, ended, began = 0, False, time.monotonic()
+        reader, writer = await asyncio.open_connection(served.host, served.port)
+        writer.write(head)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+        while not ended and time.monotonic() - began < 20:
+            writer.write(chunk)
+            try:
+                await writer.drain()
+            except ConnectionError:
+                ended = True
+            fed += len(chunk)
+            await asyncio.sleep(0)
+        writer.close()
+        assert ended
+        assert not served.connections
+    assert fed > 65_536
+
+
+async def test_an_answer_may_take_longer_than_a_head(make_config: MakeConfig) -> None:
+    slow = make_config(engine={"type": "fake", "delay_s": 1.0}, access={"body_timeout_s": 0.2})
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}]}).encode()
+    post = b"POST /v1/distilled HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    post += b"content-length: %d\r\n\r\n" % len(body) + body
+    async with serving(slow) as served:
+        told = await told_to(served, post + HEALTH)  # and begins another request meanwhile
+    assert told.startswith(b"HTTP/1.1 200 OK")
+    assert b'"chat.completion"' in told

@@ -235,3 +235,33 @@ async def test_candidates_that_a_deadline_cut_off_are_paid_for(
         assert failed.cut_tokens > 0
         spent = usage["prompt_tokens"] + failed.cut_tokens
         assert none.headers["x-ratelimit-remaining-tokens"] == str(left - spent)
+
+
+async def test_what_is_refused_as_too_much_is_not_counted_as_a_request(
+    run: Run, make_config: MakeConfig, database_url: str
+) -> None:
+    admission = {"max_rows": 1, "max_waiting_rows": 8, "max_wait_s": 0.05}
+    config = make_config(admission=admission, store={"url": database_url})
+    limits = KeyLimits(requests_per_minute=2, tokens_per_minute=120)
+    async with run(config) as running:
+        held = Held(running.gateway.engine)
+        _, secret = await make_key(running, ["infer"], limits=limits)
+        first = asyncio.create_task(ask(running, secret, max_tokens=100))
+
+        async def runs() -> bool:
+            return running.metric("bond_running_rows") == 1
+
+        await eventually(runs)
+        # the tokens of the one that runs are set aside
+        for _ in range(3):
+            response = await ask(running, secret, max_tokens=100)
+            assert "tokens per minute" in refused(response)["message"]
+            assert response.headers["x-ratelimit-remaining-requests"] == "1"
+        for _ in range(3):
+            response = await ask(running, secret, max_tokens=1)
+            assert response.json()["error"]["code"] == "queue_timeout"
+            assert response.headers["x-ratelimit-remaining-requests"] == "1"
+        held.let_go()
+        assert (await first).status_code == 200
+        assert (await ask(running, secret, max_tokens=1)).status_code == 200
+        assert "requests per minute" in refused(await ask(running, secret, max_tokens=1))["message"]

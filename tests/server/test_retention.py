@@ -192,6 +192,24 @@ async def test_a_user_is_deleted_and_the_versions_that_saw_them_are_named(
     assert answers == 1
 
 
+async def test_a_row_is_in_the_account_of_one_deletion(
+    database_url: str, open_store_at: OpenStoreAt
+) -> None:
+    """A client that did not hear of the first deletion asks for another one meanwhile."""
+    one, other = [await open_store_at(database_url) for _ in range(2)]
+    rows = [replace(best_of_n(f"row {i}", 2), unit="alice", may_train=True) for i in range(500)]
+    await one.completions.record_many(rows)
+    accounts = await asyncio.gather(
+        *(store.deletions.delete_user("alice") for store in (one, other, one))
+    )
+    first = await one.completions.count()
+    told = await one.deletions.latest(10)
+    assert first == 0
+    assert sum(account.num_rows for account in told) == 500
+    assert sum(account.num_learnable for account in told) == 500
+    assert max(account.num_rows for account in accounts) > 0
+
+
 async def test_what_is_deleted_is_not_left_in_sqlites_file(
     run: Run, make_config: MakeConfig
 ) -> None:

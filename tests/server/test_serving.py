@@ -79,22 +79,24 @@ async def signalled_post(
             return None
 
 
+async def is_closing(url: str) -> bool:
+    """Whether the gateway takes no new connections."""
+    try:
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as another:
+            await another.get("/healthz")
+    except httpx.TransportError:
+        return True
+    return False
+
+
 async def test_sigterm_lets_running_requests_end(tmp_path: Path) -> None:
     rewards = tmp_path / "held.py"
     rewards.write_text(HELD_REWARDS)
     config = write_config(tmp_path, rewards, function="held")
     with ready_gateway(config) as (process, url):
 
-        async def is_closing() -> bool:
-            try:
-                async with httpx.AsyncClient(base_url=url, trust_env=False) as another:
-                    await another.get("/healthz")
-            except httpx.TransportError:
-                return True
-            return False
-
         async def go_on() -> None:
-            await eventually(is_closing)
+            await eventually(lambda: is_closing(url))
             (tmp_path / "go").touch()
 
         response = await signalled_post(process, url, go_on)
@@ -120,6 +122,26 @@ async def test_what_outlasts_the_grace_is_cancelled_and_recorded(
     assert response.headers["retry-after"] == "1"
     assert response.headers["x-request-id"]
     assert [status for _, status in rows(config)] == ["cancelled"]
+
+
+async def test_an_interrupt_of_a_shutdown_ends_the_grace_and_not_the_account(
+    tmp_path: Path, rewards_file: Path
+) -> None:
+    config = write_config(tmp_path, rewards_file, delay_s=600.0, shutdown_grace_s=300.0)
+    with ready_gateway(config) as (process, url):
+
+        async def interrupt() -> None:
+            await eventually(lambda: is_closing(url))
+            process.send_signal(signal.SIGINT)
+
+        response = await signalled_post(process, url, interrupt)
+        _, log = process.communicate(timeout=60)
+    assert response is not None
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "shutting_down"
+    assert [status for _, status in rows(config)] == ["cancelled"]
+    assert process.returncode == 0
+    assert "ERROR" not in log
 
 
 def test_an_acknowledged_answer_survives_kill_9(tmp_path: Path, rewards_file: Path) -> None:

@@ -82,7 +82,7 @@ async def test_a_step_that_failed_half_way_is_put_right(
     async def away(*_: Any) -> Usage:
         raise StoreUnavailableError("the store is away")
 
-    monkeypatch.setattr(type(store.key_usage), "end", lambda self, *a: away(*a))
+    monkeypatch.setattr(type(store.key_usage), "end", lambda self, *a, **_: away(*a))
     with pytest.raises(StoreUnavailableError):
         await limiter.end("k", limits, 0)
     monkeypatch.setattr(type(store.key_usage), "end", lambda self, *a: end(*a))

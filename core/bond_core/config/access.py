@@ -22,7 +22,8 @@ class AccessConfig(Section):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     """Largest request body."""
     body_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
-    """How long a body may take to come in, from the first look at it; slower ones get 408."""
+    """How long a body may take to come in, from the first look at it; slower ones get 408. So long
+    may the head of a request take as well; a connection without one is then closed."""
     max_messages: int = Field(default=2048, ge=1)
     """Most messages of one request."""
     max_json_depth: int = Field(default=32, ge=8, le=256)

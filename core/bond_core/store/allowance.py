@@ -102,12 +102,15 @@ def reserve(usage: Usage, limits: KeyLimits, tokens: int) -> Usage | Refusal:
     return replace(usage, tokens=usage.tokens - tokens * UNIT)
 
 
-def settle(usage: Usage, limits: KeyLimits, back: int) -> Usage:
-    """Give back reserved tokens that were not drawn; a negative number takes those drawn beyond."""
-    if limits.tokens_per_minute is None:
-        return usage
-    level = min(limits.tokens_per_minute * UNIT, usage.tokens + back * UNIT)
-    return replace(usage, tokens=level)
+def settle(usage: Usage, limits: KeyLimits, back: int, *, counts: bool = True) -> Usage:
+    """Give back reserved tokens that were not drawn; a negative number takes those drawn beyond.
+    A request that does not count is given back as well."""
+    requests, tokens = usage.requests, usage.tokens
+    if limits.tokens_per_minute is not None:
+        tokens = min(limits.tokens_per_minute * UNIT, tokens + back * UNIT)
+    if limits.requests_per_minute is not None and not counts:
+        requests = min(limits.requests_per_minute * UNIT, requests + UNIT)
+    return replace(usage, requests=requests, tokens=tokens)
 
 
 def ended(usage: Usage) -> Usage:

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from bond_core.store.database import Database
 from bond_core.store.tables import completions
@@ -24,12 +25,31 @@ _MOST_ATTEMPTS = 1000
 _row = completions.c
 
 
-def supersede_earlier(connection: Connection, row: Mapping[str, Any], now: float) -> None:
-    """Mark the attempts that another one repeats, after `row` has been inserted."""
+def supersede_earlier(
+    connection: Connection, rows: Sequence[Mapping[str, Any]], now: float
+) -> None:
+    """Mark the attempts that another one repeats, after `rows` have been inserted."""
+    numbered = [row for row in rows if row["request_digest"] is not None]
+    late = [row for row in numbered if row["retry"] or now - row["created_at"] >= SOONEST_RETRY_S]
+    if not late:
+        return
+    if connection.dialect.name == "postgresql":
+        _wait_for_each_other(connection, {row["request_digest"] for row in late})
+    for row in late:
+        _supersede_earlier(connection, row)
+
+
+def _wait_for_each_other(connection: Connection, digests: set[str]) -> None:
+    """Let the transactions of two attempts, of two gateways say, come one after the other: neither
+    would see the row of the other before its end, and both would count."""
+    ordered = sa.func.unnest(sa.cast(sorted(digests), ARRAY(sa.Text()))).column_valued("digest")
+    lock = sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(ordered, 0))
+    connection.execute(sa.select(lock))  # in one order, so that none waits for one that waits
+
+
+def _supersede_earlier(connection: Connection, row: Mapping[str, Any]) -> None:
     same = _row.request_digest == row["request_digest"]
     if row["retry"] == 0:
-        if now - row["created_at"] < SOONEST_RETRY_S:
-            return
         overtaken = sa.select(_row.seq).where(same, _row.retry > 0).limit(1)
         if connection.execute(overtaken).first() is None:
             return

@@ -288,8 +288,7 @@ class Completions:
         for row in rows:
             if row.settlement is not None:
                 settle(connection, row.settlement, row.main["id"])
-            if row.main["request_digest"] is not None:
-                supersede_earlier(connection, row.main, self._clock())
+        supersede_earlier(connection, [row.main for row in rows], self._clock())
         return ordered
 
     async def close(self) -> None:

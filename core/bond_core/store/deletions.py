@@ -135,9 +135,7 @@ class Deletions:
                 .limit(limit)
                 .with_for_update(skip_locked=True)
             )
-            rows = connection.execute(old).all()
-            _remove(connection, rows)
-            return len(rows)
+            return len(_remove(connection, connection.execute(old).all()))
 
         return await self._database.write(expire)
 
@@ -167,8 +165,9 @@ def _open_account(connection: Connection, subject: Subject, name: str, now: floa
 
 
 def _delete(connection: Connection, number: int, rows: Sequence[Found]) -> None:
-    """Delete these rows and note it in the account, together."""
-    _remove(connection, rows)
+    """Delete these rows and note it in the account, together; those that somebody else has deleted
+    since they were found are in the account of that deletion."""
+    rows = _remove(connection, rows)
     account = _account(connection, number)
     learnable = [row.seq for row in rows if row.learnable]
     ends = [seq for seq in (account.first_seq, account.last_seq, *learnable) if seq is not None]
@@ -184,7 +183,9 @@ def _delete(connection: Connection, number: int, rows: Sequence[Found]) -> None:
     )
 
 
-def _remove(connection: Connection, rows: Sequence[Found]) -> None:
+def _remove(connection: Connection, rows: Sequence[Found]) -> list[Found]:
+    """Delete rows; returns those that were still there."""
+    removed: list[Found] = []
     for chunk in in_chunks(rows):
         connection.execute(
             idempotency_keys.delete().where(
@@ -192,7 +193,9 @@ def _remove(connection: Connection, rows: Sequence[Found]) -> None:
             )
         )
         # contents and metadata go with their row
-        connection.execute(completions.delete().where(_row.seq.in_([row.seq for row in chunk])))
+        theirs = completions.delete().where(_row.seq.in_([row.seq for row in chunk]))
+        removed += connection.execute(theirs.returning(*_found)).all()
+    return removed
 
 
 def _empty(connection: Connection, seqs: Sequence[int]) -> None:

@@ -60,11 +60,15 @@ class KeyUsage:
 
         return await self._database.write(take)
 
-    async def end(self, key_id: str, limits: KeyLimits, back: int, holder: str) -> Usage:
-        """Give up a request's place, and give back the tokens that it did not draw."""
+    async def end(
+        self, key_id: str, limits: KeyLimits, back: int, holder: str, *, counts: bool = True
+    ) -> Usage:
+        """Give up a request's place, and give back the tokens that it did not draw; one that does
+        not count is given back too."""
 
         def give(connection: Connection) -> Usage:
-            usage = allowance.settle(self._locked(connection, key_id, limits), limits, back)
+            before = self._locked(connection, key_id, limits)
+            usage = allowance.settle(before, limits, back, counts=counts)
             _write(connection, key_id, usage)
             if limits.concurrency is not None:
                 self._add_running(connection, key_id, holder, -1)

@@ -61,16 +61,18 @@ class PostgresDatabase:
     async def _run(self, work: Work[T], *, commit: bool, timeout_s: float) -> T:
         if self._closed:
             raise StoreUnavailableError("the store is closed")
+        limit = asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with limit:
                 return await self._attempts(work, commit)
         except DBAPIError as error:
             if is_unavailable(error) or _is_of_the_url(error):
                 raise unavailable(error) from error
             raise
         except TimeoutError as error:
+            waited_s = timeout_s if limit.expired() else self._timeout_s  # the latter to connect
             raise StoreUnavailableError(
-                f"PostgreSQL did not answer within {timeout_s:g} s; check its load and its locks"
+                f"PostgreSQL did not answer within {waited_s:g} s; check its load and its locks"
             ) from error
         except (OSError, PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise unavailable(error) from error

@@ -32,8 +32,9 @@ class Limiter(Protocol):
         """Take tokens that are about to be drawn."""
         ...
 
-    async def end(self, key_id: str, limits: KeyLimits, back: int) -> Usage:
-        """Give up a request's place, and give back the tokens that it did not draw."""
+    async def end(self, key_id: str, limits: KeyLimits, back: int, *, counts: bool = True) -> Usage:
+        """Give up a request's place, and give back the tokens that it did not draw; one that does
+        not count is given back too."""
         ...
 
     async def run(self) -> None:
@@ -63,9 +64,11 @@ class LocalLimiter:
         usage = self._now(key_id, limits)
         return self._keep(key_id, usage, allowance.reserve(usage, limits, tokens))
 
-    async def end(self, key_id: str, limits: KeyLimits, back: int) -> Usage:
-        """Give up a request's place, and give back the tokens that it did not draw."""
-        usage = allowance.ended(allowance.settle(self._now(key_id, limits), limits, back))
+    async def end(self, key_id: str, limits: KeyLimits, back: int, *, counts: bool = True) -> Usage:
+        """Give up a request's place, and give back the tokens that it did not draw; one that does
+        not count is given back too."""
+        settled = allowance.settle(self._now(key_id, limits), limits, back, counts=counts)
+        usage = allowance.ended(settled)
         self._usage[key_id] = usage
         return usage
 
@@ -111,11 +114,12 @@ class SharedLimiter:
         """Take tokens that are about to be drawn."""
         return await self._usage.reserve(key_id, limits, tokens)
 
-    async def end(self, key_id: str, limits: KeyLimits, back: int) -> Usage:
-        """Give up a request's place, and give back the tokens that it did not draw."""
+    async def end(self, key_id: str, limits: KeyLimits, back: int, *, counts: bool = True) -> Usage:
+        """Give up a request's place, and give back the tokens that it did not draw; one that does
+        not count is given back too."""
         with self._step(key_id):
             self._running[key_id] -= 1
-            return await self._usage.end(key_id, limits, back, self._holder)
+            return await self._usage.end(key_id, limits, back, self._holder, counts=counts)
 
     async def run(self) -> None:
         """Renew this gateway's places for ever, so that others count them."""

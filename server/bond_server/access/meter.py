@@ -75,6 +75,8 @@ class Meter:
                 code="token_limit_too_low",
             )
         self._usage, refusal = await self._limiter.reserve(self._key_id, self._limits, tokens)
+        if refusal is not None:
+            await self.end(broken_off=False, counts=False)
         self._refuse(refusal)
         self._reserved += tokens
         self._open += len(prompts)
@@ -93,8 +95,9 @@ class Meter:
         """Whether every answer of the request has told what it cost."""
         return self._spent is not None and self._open <= 0
 
-    async def end(self, *, broken_off: bool) -> None:
-        """Give up the place and settle what was reserved by what was spent; the first end counts.
+    async def end(self, *, broken_off: bool, counts: bool = True) -> None:
+        """Give up the place and settle what was reserved by what was spent; the first end is the
+        one that does. A request that was refused as too much does not count as one.
 
         A store that does not answer is logged: the answer is there, and the reservation stands.
         """
@@ -104,7 +107,7 @@ class Meter:
         spent = (self._spent or 0) + (self._unspent if broken_off else 0)
         back = self._reserved - spent
         try:
-            self._usage = await self._limiter.end(self._key_id, self._limits, back)
+            self._usage = await self._limiter.end(self._key_id, self._limits, back, counts=counts)
         except StoreUnavailableError as error:
             logger.warning("the cost of an answer was not settled: %s", error.message)
 

@@ -80,7 +80,9 @@ class _Metered:
         status = message["status"]
         refused = status >= HTTPStatus.BAD_REQUEST
         if refused or self._meter.knows_cost:  # else it is a stream with answers to come
-            await self._meter.end(broken_off=status == CLIENT_CLOSED)
+            await self._meter.end(
+                broken_off=status == CLIENT_CLOSED, counts=status != HTTPStatus.TOO_MANY_REQUESTS
+            )
         headers = MutableHeaders(scope=message)
         for name, value in self._meter.headers().items():
             headers.setdefault(name, value)  # a refusal has said more exactly what is left

@@ -90,6 +90,8 @@ class AfterAnswer:
                 batch.append(self._queue.get_nowait())
             try:
                 await self.measure(batch)
+            except StoreUnavailableError as error:
+                logger.warning("%d answers wait for the next sweep: %s", len(batch), error.loggable)
             except Exception:
                 logger.exception("measuring %d answers failed", len(batch))
             finally:

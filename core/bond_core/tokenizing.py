@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from jinja2.exceptions import TemplateError
 
 from bond_core.errors import InvalidRequestError, ModelLoadError
-from bond_core.types import Conversation
+from bond_core.types import Conversation, Message
 
 _T = TypeVar("_T")
 
@@ -49,7 +49,7 @@ def render_text(tokenizer: Any, conversation: Conversation, *, answer: str | Non
     """
     if not conversation:
         raise InvalidRequestError("messages is empty: send at least one message", param="messages")
-    turns = [message.as_dict() for message in conversation]
+    turns = [_as_turn(message) for message in conversation]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
     try:
@@ -60,6 +60,13 @@ def render_text(tokenizer: Any, conversation: Conversation, *, answer: str | Non
         raise InvalidRequestError(
             f"the model's chat template refuses these messages: {error}", param="messages"
         ) from error
+
+
+def _as_turn(message: Message) -> dict[str, Any]:
+    """The message as templates read it: some know its reasoning by an older name, and vLLM gives
+    them both."""
+    older = {"reasoning_content": message.reasoning} if message.reasoning else {}
+    return message.as_dict() | older
 
 
 def encode_rendered(tokenizer: Any, text: str) -> list[int]:
@@ -75,7 +82,12 @@ async def rendered(function: Callable[[], _T], conversations: Iterable[Conversat
     """
     size = 0
     for conversation in conversations:
-        size += sum(len(m.content) + _CHARACTERS_PER_MESSAGE for m in conversation)
+        size += sum(_characters(message) for message in conversation)
         if size > _CHARACTERS_AT_ONCE:
             return await asyncio.to_thread(function)
     return function()
+
+
+def _characters(message: Message) -> int:
+    calls = sum(len(call.arguments) for call in message.tool_calls)
+    return len(message.content) + len(message.reasoning) + calls + _CHARACTERS_PER_MESSAGE

@@ -44,6 +44,8 @@ class Message:
     tool_call_id: str | None = None
     """Of a `tool` turn: the call that it answers."""
     tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    """Of an `assistant` turn: what it thought before it spoke, which some templates repeat."""
 
     def as_dict(self) -> dict[str, Any]:
         """The OpenAI and chat-template form."""
@@ -54,6 +56,8 @@ class Message:
             form["tool_call_id"] = self.tool_call_id
         if self.tool_calls:
             form["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        if self.reasoning:
+            form["reasoning"] = self.reasoning
         return form
 
 

@@ -35,8 +35,9 @@ class EventStream(Response):
     answer with its status; `told` turns a later one into the data of a last event, without
     `[DONE]`. A client that goes away cancels the events within the same turn of the loop.
     After `keep_alive_s` silent seconds a comment is sent: proxies close connections that say
-    nothing. A client that takes nothing for `send_timeout_s`, or until `until` (of the loop's
-    clock) if that is earlier, is hung up on, which ends the events as if it had gone away.
+    nothing; but none while the request `may_be_refused`, as a refusal has a status and headers.
+    A client that takes nothing for `send_timeout_s`, or until `until` (of the loop's clock) if
+    that is earlier, is hung up on, which ends the events as if it had gone away.
     """
 
     media_type = "text/event-stream"
@@ -49,6 +50,7 @@ class EventStream(Response):
         keep_alive_s: float,
         send_timeout_s: float,
         until: float | None = None,
+        may_be_refused: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(headers={**headers, **UNBUFFERED})
         del self.headers["content-length"]
@@ -57,6 +59,7 @@ class EventStream(Response):
         self._keep_alive_s = keep_alive_s
         self._send_timeout_s = send_timeout_s
         self._until = until
+        self._may_be_refused = may_be_refused
         self._started = False
         self._spoken = False
 
@@ -100,7 +103,7 @@ class EventStream(Response):
     async def _keep_alive(self, send: Send) -> None:
         while True:
             await asyncio.sleep(self._keep_alive_s)
-            if not self._spoken:
+            if not self._spoken and not (self._may_be_refused and self._may_be_refused()):
                 await self._say(send, ": keep-alive\n\n")
             self._spoken = False
 

@@ -81,3 +81,22 @@ def test_a_gateway_that_cannot_start_ends_up_with_its_reason(config_file: Path) 
     assert err.startswith("error: the gateway ended: reward function ")
     assert "has no 'reward'" in err
     assert err.count("\n") == 1
+
+
+def test_a_gateway_with_keys_is_announced_with_the_key(config_file: Path) -> None:
+    with bond("keys", "create", "first", "--config", str(config_file)) as process:
+        key, _ = process.communicate(timeout=TIMEOUT_S)
+    with bond("up", "--config", str(config_file), "--port", "0", "--no-train") as process:
+        url = url_in(process)
+        assert process.stdout is not None
+        said = [process.stdout.readline().strip() for _ in range(6)]
+        assert said[:3] == ["models: fake", "key: the one in BONDSERVE_API_KEY", ""]
+        assert said[4] == '-H "authorization: Bearer $BONDSERVE_API_KEY" \\'
+        with bond("ask", "Hello", "--url", url) as asking:
+            _, why = asking.communicate(timeout=TIMEOUT_S)
+        assert asking.returncode == 1
+        assert why.endswith(
+            "(HTTP 401); a command takes the key from --api-key or the variable BONDSERVE_API_KEY\n"
+        )
+        with bond("ask", "Hello", "--url", url, "--api-key", key.strip()) as asking:
+            assert asking.wait(timeout=TIMEOUT_S) == 0

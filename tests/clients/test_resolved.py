@@ -8,7 +8,12 @@ import pytest
 from bond_cli.claim import claimed
 from bond_cli.failure import CommandError
 from bond_cli.resolved import write_resolved
-from bond_core.config import PoolingScorerConfig, load_config
+from bond_core.config import (
+    ClassifierScorerConfig,
+    FunctionScorerConfig,
+    PoolingScorerConfig,
+    load_config,
+)
 
 
 def test_a_relative_function_stays_findable_from_the_data_directory(
@@ -28,6 +33,42 @@ def test_a_relative_function_stays_findable_from_the_data_directory(
     assert values["model"]["path"] == f"{tmp_path}/base"
     assert load_config(path, environ={}).scorer.function == f"{tmp_path}/rewards.py:score"
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_every_path_of_a_file_stays_findable_from_the_data_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    Path("sub/bond.yaml").write_text(
+        "model: {path: base}\n"
+        "scorer: {type: classifier, path: rm}\n"
+        "gold: {type: function, function: 'gold.py:score'}\n"
+        "data_dir: data\n"
+        "store: {redact: 'redact.py:mask'}\n"
+        "trainer:\n"
+        "  evaluation: {gate_prompts: gate.jsonl, report_prompts: /report.jsonl}\n"
+        "  gate: {suite: {function: 'suite.py:score', prompts: suite.jsonl}}\n"
+        "  objective: {type: gkd, teacher: teacher}\n"
+    )
+    path = write_resolved(load_config(Path("sub/bond.yaml"), environ={}))
+    assert path == tmp_path / "sub" / "data" / "resolved.json"
+    monkeypatch.chdir("/")
+    config, home = load_config(path, environ={}), tmp_path / "sub"
+    assert (config.model.path, config.scorer) == (
+        home / "base",
+        ClassifierScorerConfig(path=home / "rm"),
+    )
+    assert config.gold == FunctionScorerConfig(function=f"{home}/gold.py:score")
+    assert (config.data_dir, config.store.redact) == (home / "data", f"{home}/redact.py:mask")
+    held_out = config.trainer.evaluation
+    assert held_out.gate_prompts == home / "gate.jsonl"
+    assert held_out.report_prompts == Path("/report.jsonl")
+    suite = config.trainer.gate.suite
+    assert suite is not None
+    assert (suite.function, suite.prompts) == (f"{home}/suite.py:score", home / "suite.jsonl")
+    assert config.trainer.objective.type == "gkd"
+    assert config.trainer.objective.teacher == home / "teacher"
 
 
 def test_a_pooling_scorer_reaches_the_children_with_its_key_and_an_absolute_folder(

@@ -95,6 +95,44 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml", environ={})
 
 
+def test_metrics_cannot_listen_where_the_gateway_does(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"access\.metrics_port is 8080, where the gateway itself"
+    ):
+        load(tmp_path, MINIMAL + "access: {metrics_port: 8080}\n")
+    elsewhere = MINIMAL + "access: {metrics_port: 8080, metrics_host: 10.0.0.1}\n"
+    assert load(tmp_path, elsewhere).access.metrics_port == 8080
+    free = MINIMAL + "server: {port: 0}\naccess: {metrics_port: 0}\n"
+    assert load(tmp_path, free).access.metrics_port == 0
+
+
+def test_a_teacher_that_is_the_active_version_is_no_path(tmp_path: Path) -> None:
+    text = MINIMAL + "trainer: {objective: {type: gkd, teacher: active}}\n"
+    assert load(tmp_path, text).trainer.objective.teacher == "active"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MINIMAL + "server: {port: 1}\narms: {}\nserver: {host: a}\n",
+         r"key 'server' twice, in line 3 and in line 5"),
+        (MINIMAL + "server:\n  port: 1\n  host: a\n  port: 2\n",
+         r"key 'port' twice, in line 4 and in line 6"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, text)
+
+
+def test_keys_may_come_twice_where_yaml_merges_them(tmp_path: Path) -> None:
+    text = (
+        "model: &base {path: base}\nscorer: {type: classifier, path: rm}\n"
+        "judge: {<<: *base, type: classifier, path: other}\n"
+    )
+    assert load(tmp_path, text).judge == ClassifierScorerConfig(path=tmp_path / "other")
+
+
 def test_a_function_scorer_is_relative_to_the_file(tmp_path: Path) -> None:
     text = "model: {path: base}\nscorer: {type: function, function: 'reward.py:score'}\n"
     assert load(tmp_path, text).scorer.function == f"{tmp_path}/reward.py:score"

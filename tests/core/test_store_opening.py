@@ -11,7 +11,9 @@ from stored import completion
 
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store import open_store
+from bond_core.store.copies import require_database
 from bond_core.store.power import require_power
+from bond_core.store.urls import parse_url, plain_url
 
 
 def pragma(name: str) -> Callable[[Connection], object]:
@@ -127,7 +129,9 @@ async def test_postgresql_takes_many_gateways(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("not a url", "is not a database URL"),
+        ("not a url", "is not a database URL: write postgresql://"),
+        ("postgresql://bob@host:port/bond", "is not a database URL: write postgresql://"),
+        ("postgresql://bob@host/bond?channel_binding=require", "has channel_binding behind its ?"),
         ("mysql://localhost/bond", "'mysql'; the store runs on sqlite and postgresql"),
         ("sqlite+aiosqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
@@ -136,6 +140,40 @@ async def test_postgresql_takes_many_gateways(
 async def test_urls_that_cannot_be_used(url: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         await open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("sslmode", "words"),
+    [("verify-full", "root certificate file .* does not exist"), ("always", "must be one of")],
+)
+async def test_an_sslmode_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sslmode: str, words: str
+) -> None:
+    monkeypatch.delenv("PGSSLROOTCERT", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(StoreUnavailableError, match=words):
+        await open_store(f"postgresql://bob@127.0.0.1:1/bond?sslmode={sslmode}")
+
+
+@pytest.mark.parametrize(
+    ("query", "theirs"),
+    [
+        ("ssl=verify-full&prepared_statement_cache_size=0", "?sslmode=verify-full"),
+        ("sslmode=require&command_timeout=5", "?sslmode=require"),
+        ("host=/run/postgresql", "?host=%2Frun%2Fpostgresql"),
+    ],
+)
+def test_what_postgresqls_own_programs_are_given(query: str, theirs: str) -> None:
+    url = parse_url(f"postgresql+asyncpg://bob:secret@db:5433/bond?{query}")
+    given = plain_url(url).render_as_string(hide_password=False)
+    assert given == f"postgresql://bob@db:5433/bond{theirs}"
+
+
+def test_the_error_of_a_url_does_not_quote_its_password() -> None:
+    for url in ("host=db password=s3cr3t", "postgresql://bob:s3cr3t@host:port/bond"):
+        with pytest.raises(ConfigError) as raised:
+            require_database(url)
+        assert "s3cr3t" not in str(raised.value)
 
 
 async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

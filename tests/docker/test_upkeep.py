@@ -55,7 +55,7 @@ def policy_served(project: Project) -> str:
     body = {"messages": [{"role": "user", "content": "Where is my parcel?"}]}
     with client_of(project) as client:
         response = client.post("/v1/distilled", json=body).raise_for_status()
-    return response.headers["x-bond-policy"]
+    return response.headers["x-bond-adapter"]
 
 
 def revision(project: Project) -> set[str]:

@@ -128,7 +128,7 @@ async def test_what_was_answered_before_a_backup_is_there_after_its_restoring(
 
     async with run(elsewhere) as restored:
         answer = await restored.post("/v1/distilled")
-        assert answer.headers["x-bond-policy"] == "v0001"
+        assert answer.headers["x-bond-adapter"] == "v0001"
         assert await restored.gateway.store.completions.count() == rows + 1
 
 
@@ -277,6 +277,7 @@ async def test_adapters_that_lack_or_are_damaged_are_refused(
         await take_backup(config, tmp_path / "damaged")
     assert not (tmp_path / "damaged" / "backup.json").exists()
     weights.write_bytes(whole)
+    await take_backup(config, tmp_path / "damaged")  # what failed has left nothing in the way
     copied = tmp_path / "whole" / "adapters" / "v0001" / "adapter_model.safetensors"
     copied.write_bytes(b"rot")
     with pytest.raises(AdapterError, match="altered or is incomplete"):
@@ -316,6 +317,27 @@ async def test_a_version_that_was_rejected_for_its_damage_stops_no_backup(
     await store.policies.move(versions[0], PolicyState.CHALLENGER, PolicyState.REJECTED, "damaged")
     assert (await take_backup(config, tmp_path / "backup")).versions == [versions[1]]
     await restore_backup(elsewhere, tmp_path / "backup")
+
+
+async def test_a_version_that_was_rolled_back_for_want_of_its_adapter_stops_no_backup(
+    run: Run, places: tuple[BondConfig, BondConfig], tmp_path: Path, open_store_at: OpenStoreAt
+) -> None:
+    config, elsewhere = places
+    async with run(config) as running:
+        await promoted(running, config, "v0001")
+    lost = adapter_path(config.adapters_dir, "v0001")
+    lost.rename(tmp_path / "lost")
+    async with run(config) as running:
+        await until_active(running, "v0000")
+        assert (await take_backup(config, tmp_path / "without")).versions == []
+        states = await running.gateway.store.database.read(version_states)
+        assert states["v0001"] is PolicyState.ROLLED_BACK
+        assert missing_adapters(states, config.adapters_dir) == {}
+    await restore_backup(elsewhere, tmp_path / "without")
+    restored = await (await open_store_at(elsewhere.store_url)).database.read(version_states)
+    assert restored == states
+    (tmp_path / "lost").rename(lost)  # pinned, it is served again, so it is worth keeping
+    assert (await take_backup(config, tmp_path / "whole")).versions == ["v0001"]
 
 
 async def test_nothing_is_overwritten(
@@ -366,8 +388,10 @@ async def test_a_database_that_cannot_be_dumped_says_why(
     (broken / "pg_dump").write_text("#!/bin/sh\necho server version mismatch >&2\nexit 1\n")
     (broken / "pg_dump").chmod(0o755)
     monkeypatch.setenv("PATH", str(broken), prepend=os.pathsep)
+    checkpoint(config)
     with pytest.raises(StoreUnavailableError, match="pg_dump failed: server version mismatch"):
         await take_backup(config, tmp_path / "backup")
+    assert list((tmp_path / "backup").iterdir()) == []
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="pg_dump is not on the PATH"):
         await take_backup(config, tmp_path / "again")

@@ -65,7 +65,7 @@ async def test_backup_loss_and_restore(run: Run, deployment: Path, tmp_path: Pat
     assert re.search(r"1 adapters, no checkpoint, and the database of 2\d{3}-\d\d-\d\d ", said)
     assert (await off_the_loop("status", *where))[0] == 0
     async with run(load_config(deployment)) as running:
-        assert (await running.post("/v1/distilled")).headers["x-bond-policy"] == "v0001"
+        assert (await running.post("/v1/distilled")).headers["x-bond-adapter"] == "v0001"
 
 
 async def test_status_names_the_adapter_that_lacks(run: Run, deployment: Path) -> None:

@@ -244,6 +244,9 @@ def bond_db(*arguments: object) -> tuple[int, str]:
 def test_down_and_up_by_the_command(tmp_path: Path, own_url: str) -> None:
     config = write_config(tmp_path, own_url)
     where = ("--config", config)
+    if own_url.startswith("postgresql"):
+        code, said = bond_db("status", *where)
+        assert (code, "no tables yet: the first start of a gateway makes them" in said) == (1, True)
     asyncio.run(filled(own_url))
     head = head_revision()
     assert bond_db("status", *where) == (

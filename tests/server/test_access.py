@@ -112,6 +112,8 @@ async def test_wrong_keys_are_refused_before_the_body_is_read(
             assert error["code"] == "invalid_api_key"
             assert secret[-43:] not in error["message"]
             assert other[-43:] not in error["message"]
+            if header.get("authorization") in (secret, "Bearer sk-other"):
+                assert "send the header Authorization: Bearer sk-bond-" in error["message"]
         good = await running.client.post(
             "/v1/distilled", json=HI, headers={"Authorization": f"bearer  {secret} "}
         )

@@ -47,6 +47,7 @@ async def test_best_of_n_answers_with_the_best_of_all_candidates(
         "ended": 4,
         "chosen_completion_tokens": best["tokens"],
         "cut_completion_tokens": 0,
+        "reward_tokens": 4 * usage["prompt_tokens"] + usage["completion_tokens"],
     }
     assert record is not None
     assert record.chosen == (best["index"],)
@@ -98,7 +99,7 @@ async def test_headers_tell_how_the_answer_was_made(run: Run, make_config: MakeC
     assert headers["x-request-id"] == "my-request-7"
     assert len(generated.headers["x-request-id"]) == 32
     assert headers["x-bond-arm"] == "bon"
-    assert headers["x-bond-policy"] == "v0000"
+    assert headers["x-bond-adapter"] == "v0000"
     assert headers["x-bond-n"] == "4"
     assert "x-bond-degraded" not in headers
     assert int(headers["openai-processing-ms"]) >= 0
@@ -116,8 +117,8 @@ async def test_distilled_is_the_reference_until_a_promotion_and_says_so(
     async with run(make_config()) as running:
         response = await running.post("/v1/distilled")
         body = response.json()
-    assert response.headers["x-bond-policy"] == "v0000"
-    note = "no version has been promoted yet: distilled is the reference"
+    assert response.headers["x-bond-adapter"] == "v0000"
+    note = "no version is live: distilled is the reference"
     assert response.headers["x-bond-note"] == note
     assert body["bond"]["note"] == note
     assert body["bond"]["strategy"] == "single"

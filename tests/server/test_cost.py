@@ -13,7 +13,7 @@ from bond_core.engines.fake_language import END_TOKEN
 from bond_core.store.records import CompletionRecord
 from bond_core.types import Completion, Generation
 
-PRICES = {"prompt_tokens": 0.5, "completion_tokens": 2.0, "scored_tokens": 0.25}
+PRICES = {"prompt_tokens": 0.5, "completion_tokens": 2.0, "reward_tokens": 0.25}
 HEADER = "x-bond-cost-usd"
 
 
@@ -43,10 +43,10 @@ async def row_of(running: Running, body: dict[str, Any]) -> CompletionRecord:
 
 
 def test_usd_of_tokens() -> None:
-    prices = PricesConfig(prompt_tokens=3, completion_tokens=15, scored_tokens=0.5)
+    prices = PricesConfig(prompt_tokens=3, completion_tokens=15, reward_tokens=0.5)
     assert prices.cost_usd(1_000_000, 200_000, 400_000) == 3 + 3 + 0.2
     assert PricesConfig(completion_tokens=10).cost_usd(10**9, 100, 10**9) == 0.001
-    assert (PricesConfig().are_set, PricesConfig(scored_tokens=0).are_set) == (False, True)
+    assert (PricesConfig().are_set, PricesConfig(reward_tokens=0).are_set) == (False, True)
 
 
 async def test_every_candidate_is_paid_for_and_read_by_the_scorer(
@@ -60,6 +60,8 @@ async def test_every_candidate_is_paid_for_and_read_by_the_scorer(
         assert [c.score is not None for c in rows[0].candidates] == [True] * 3
         assert costs == [pytest.approx(expected(row), rel=1e-12) for row in rows]
         prompt, drawn = len(rows[0].prompt_token_ids), rows[0].generated_tokens
+        read = [answer.json()["usage"]["bond"]["reward_tokens"] for answer in (bon, single)]
+        assert read == [3 * prompt + drawn, 0]
         assert costs[0] == pytest.approx(
             (0.5 * prompt + 2 * drawn + 0.25 * (3 * prompt + drawn)) / 1e6
         )
@@ -184,7 +186,7 @@ async def test_without_prices_nothing_speaks_of_cost(run: Run, make_config: Make
 async def test_equal_candidates_are_read_once_and_cost_once(
     run: Run, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(prices={"prompt_tokens": 0.0, "scored_tokens": 1.0})
+    config = make_config(prices={"prompt_tokens": 0.0, "reward_tokens": 1.0})
     async with run(config) as running:
         same = Completion("abc", (1, 2, 3), (-0.5, -0.5, -0.5), "stop")
 

@@ -2,6 +2,7 @@
 bounded time, is a row, and is over when the fault is."""
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -171,3 +172,51 @@ async def test_a_trainer_that_died_is_told_as_stale_and_serving_goes_on(
         for path in ("/v1/best-of-n", "/v1/distilled"):
             assert (await running.post(path)).status_code == 200
         assert (await running.client.get("/readyz")).status_code == 200
+
+
+REFUSED = {"message": "token 999 is not in the vocabulary", "type": "BadRequestError"}
+
+
+def tells(*events: object) -> Fault:
+    """A stream of these, as vLLM ends one that failed: with its error and `[DONE]`."""
+    said = [*(json.dumps(event) for event in events), "[DONE]"]
+    return says("".join(f"data: {data}\n\n" for data in said), content_type="text/event-stream")
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"best_of": 3, "bond": {"deadline_ms": 9e4}}])
+async def test_a_request_that_vllm_refuses_within_its_stream_is_a_400_and_no_row(
+    run: Run, make_config: MakeConfig, fields: dict[str, Any]
+) -> None:
+    error = {**REFUSED, "param": "allowed_token_ids", "code": 400}
+    async with running_vllm() as server, run(make_config(**over(server))) as running:
+        server.fault = tells({"error": error})
+        asked = server.asked
+        refused = await running.post("/v1/chat/completions", model=f"{MODEL}:reference", **fields)
+        assert server.asked == asked + 1
+        assert running.metric("bond_requests_total", arm="reference", status="failed") == 0
+        assert await running.gateway.store.completions.count() == 0
+    assert code_of(refused) == (400, "invalid_value")
+    assert refused.json()["error"]["param"] == "allowed_token_ids"
+    assert "token 999 is not in the vocabulary" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [{"error": {**REFUSED, "code": 500}}],
+        [{"error": "out of memory"}],
+        [
+            {"prompt_token_ids": [1], "choices": [{"index": 0, "delta": {}}]},
+            {"error": {**REFUSED, "code": 400}},
+        ],
+    ],
+    ids=["failure", "no-code", "begun"],
+)
+async def test_what_else_ends_a_stream_is_a_failure(
+    run: Run, make_config: MakeConfig, events: list[object]
+) -> None:
+    async with running_vllm() as server, run(make_config(**over(server))) as running:
+        server.fault = tells(*events)
+        failed = await running.post("/v1/chat/completions", model=f"{MODEL}:reference", stream=True)
+        assert running.metric("bond_requests_total", arm="reference", status="failed") == 1
+    assert code_of(failed) == (503, "engine_unavailable")

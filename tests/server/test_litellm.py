@@ -205,3 +205,23 @@ async def test_raw_text_passes(proxied: Proxied) -> None:
     )
     assert answer.choices[0].text
     assert answer.bond["best_of"] == 16
+
+
+async def test_an_answer_is_sent_back_as_the_next_turn(proxied: Proxied) -> None:
+    async def ask(*turns: Any, **fields: Any) -> Any:
+        answer = await proxied.client.chat.completions.create(
+            model="bond-reference",
+            messages=[*HI, *turns],  # type: ignore[list-item]
+            seed=3,
+            **fields,
+        )
+        return answer.choices[0].message
+
+    tool: Any = {"type": "function", "function": {"name": "find", "parameters": {}}}
+    said = await ask()
+    plain = {"role": "assistant", "content": said.content}
+    assert (await ask(said, *HI)).content == (await ask(plain, *HI)).content
+    called = await ask(tools=[tool], tool_choice="required")
+    [call] = called.tool_calls
+    found = {"role": "tool", "tool_call_id": call.id, "content": "in Lyon"}
+    assert (await ask(called, found, tools=[tool], tool_choice="none")).content

@@ -61,6 +61,7 @@ async def test_an_answer_has_every_field_of_the_dialect(client: AsyncOpenAI) -> 
             "ended": 4,
             "chosen_completion_tokens": sum(c["tokens"] for c in by_score[:2]),
             "cut_completion_tokens": 0,
+            "reward_tokens": 4 * answer.usage.prompt_tokens + answer.usage.completion_tokens,
         }
     }
 

@@ -59,7 +59,7 @@ async def test_a_sound_challenger_goes_live(run: Run, make_config: MakeConfig) -
         one = (await running.client.get("/v1/policies/v0001")).json()
         still = (await running.post("/v1/chat/completions", model=f"{MODEL}:distilled@v0")).json()
     assert before["bond"]["version"] == "v0000"
-    assert response.headers["x-bond-policy"] == "v0001"
+    assert response.headers["x-bond-adapter"] == "v0001"
     assert body["bond"]["note"] is None
     assert "x-bond-note" not in response.headers
     assert body["system_fingerprint"].endswith("-v0001")
@@ -240,7 +240,7 @@ async def test_an_active_version_that_broke_is_rolled_back_at_start(
         assert await running.gateway.store.policies.active() == fallback
         assert running.metric("bond_policy_transitions_total", outcome="rolled_back") == 1
         assert (await running.client.get("/readyz")).json()["active"] == fallback
-    assert response.headers["x-bond-policy"] == fallback
+    assert response.headers["x-bond-adapter"] == fallback
     assert broken is not None
     assert broken.state is PolicyState.ROLLED_BACK
 

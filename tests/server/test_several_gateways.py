@@ -101,7 +101,7 @@ async def test_a_promotion_reaches_both_within_a_second(pair: Pair) -> None:
                 await asyncio.sleep(0.005)
         seconds.append(time.perf_counter() - began)
         answers = [await client.post("/v1/distilled", json=HI) for client in pair.clients]
-        assert [answer.headers["x-bond-policy"] for answer in answers] == [version] * 2
+        assert [answer.headers["x-bond-adapter"] for answer in answers] == [version] * 2
     assert min(seconds) < 1.0, seconds
 
 
@@ -150,7 +150,7 @@ async def test_a_dead_controller_is_succeeded(pair: Pair, nursery: Nursery) -> N
     async with asyncio.timeout(60):
         while await active_at(survivor) != "v0001":  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-    assert (await survivor.post("/v1/distilled", json=HI)).headers["x-bond-policy"] == "v0001"
+    assert (await survivor.post("/v1/distilled", json=HI)).headers["x-bond-adapter"] == "v0001"
 
 
 async def test_a_controller_that_dies_in_the_middle_of_a_fan_out_is_finished_by_another(
@@ -202,6 +202,6 @@ async def test_a_controller_that_dies_in_the_middle_of_a_fan_out_is_finished_by_
             assert await store.policies.active() == "v0001"
             answers = [await survivor.post("/v1/distilled", json=HI) for _ in range(4)]
             assert [answer.status_code for answer in answers] == [200] * 4
-            assert {answer.headers["x-bond-policy"] for answer in answers} == {"v0001"}
+            assert {answer.headers["x-bond-adapter"] for answer in answers} == {"v0001"}
         for pid, _ in gateways:
             await nursery.kill(pid)

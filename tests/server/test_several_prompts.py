@@ -42,6 +42,9 @@ async def test_choices_are_those_of_each_prompt_alone_in_the_order_of_the_prompt
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert answer["usage"][name] == sum(one["usage"][name] for one in each)
     assert answer["usage"]["bond"]["n"] == 9
+    for name in ("chosen_completion_tokens", "reward_tokens"):
+        total = sum(one["usage"]["bond"][name] for one in each)
+        assert answer["usage"]["bond"][name] == total > 0
     assert together.headers["x-bond-n"] == "9"
     prompts = answer["bond"]["prompts"]
     assert [p["score"] for p in prompts] == [one["bond"]["score"] for one in each]

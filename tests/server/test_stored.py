@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from running_gateway import MakeConfig, Run, Running, row_id, settled
+from running_gateway import MODEL, MakeConfig, Run, Running, row_id, settled
 from stored import all_rows
 
 PATH = "/v1/chat/completions"
@@ -54,6 +54,7 @@ async def test_a_completion_is_found_as_it_was_answered(
                 "name": None,
                 "tool_call_id": None,
                 "tool_calls": None,
+                "reasoning": None,
                 "content_parts": None,
             }
         ],
@@ -179,6 +180,22 @@ async def test_without_content_nothing_is_stored(run: Run, make_config: MakeConf
         assert (await running.client.get("/v1/export")).text == ""
         [row] = await all_rows(running.gateway.store)
     assert row.origin.metadata == {}
+
+
+async def test_a_line_of_an_export_has_the_id_that_the_answer_had(
+    run: Run, make_config: MakeConfig
+) -> None:
+    async with run(make_config()) as running:
+        asked = {"model": f"{MODEL}:bon", "prompt": ["Once", "Twice"]}
+        texts = (await running.client.post("/v1/completions", json=asked)).json()
+        chat = await ask(running, "and a chat")
+        lines = (await running.client.get("/v1/export")).text.splitlines()
+        after = {"after": texts["id"]}
+        rest = (await running.client.get("/v1/export", params=after)).text.splitlines()
+    ids = [*(prompt["id"] for prompt in texts["bond"]["prompts"]), chat["id"]]
+    assert [id.partition("-")[0] for id in ids] == ["cmpl", "cmpl", "chatcmpl"]
+    assert sorted(json.loads(line)["id"] for line in lines) == sorted(ids)
+    assert rest == lines[lines.index(next(x for x in lines if texts["id"] in x)) + 1 :]
 
 
 async def test_an_export_is_every_row_with_all_candidates_a_page_at_a_time(

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+from failing_servers import until
 from held_engine import Held
 from locked_store import locked
 from running_gateway import MODEL, MakeConfig, eventually
@@ -169,3 +170,61 @@ async def test_a_deadline_that_comes_in_the_queue_is_not_waited_past(
         assert "the request's deadline" in response.json()["error"]["message"]
         first.cancel()
         await asyncio.wait({first})
+
+
+PROMPTS = {"model": f"{MODEL}:reference", "prompt": ["a", "b"]}
+ALL = pytest.mark.parametrize(
+    ("path", "body"),
+    [(CHAT, SINGLE), (CHAT, SELECTION), ("/v1/completions", PROMPTS)],
+    ids=["single", "selection", "prompts"],
+)
+
+
+@ALL
+async def test_a_stream_that_has_waited_too_long_is_a_429_and_no_event(
+    path: str, body: dict[str, Any], serve: Serve, make_config: MakeConfig
+) -> None:
+    waits = {"max_rows": 3, "max_waiting_rows": 20, "max_wait_s": 0.2}
+    config = make_config(admission=waits, server={"keep_alive_s": 0.02})
+    async with serve(config) as served:
+        engine = Held(served.engine)
+        first = asyncio.create_task(served.client.post(CHAT, json=SELECTION))
+        await until(lambda: served.gateway.admission.running_rows == 3)
+        refused = await served.client.post(path, json={**body, "stream": True})
+        engine.let_go()
+        assert (await first).status_code == 200
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "queue_timeout"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.headers["x-should-retry"] == "true"
+
+
+@ALL
+async def test_a_stream_is_kept_alive_from_when_it_has_its_places(
+    path: str, body: dict[str, Any], serve: Serve, make_config: MakeConfig
+) -> None:
+    waits = {"max_rows": 3, "max_waiting_rows": 20, "max_wait_s": 60}
+    config = make_config(admission=waits, server={"keep_alive_s": 0.02})
+    async with serve(config) as served:
+        engine = Held(served.engine)
+        first = asyncio.create_task(served.client.post(CHAT, json=SELECTION))
+        await until(lambda: served.gateway.admission.running_rows == 3)
+        begun, sent = asyncio.Event(), list[str]()
+
+        async def read() -> None:
+            asked = {**body, "stream": True}
+            async with served.client.stream("POST", path, json=asked) as response:
+                begun.set()
+                async for frame in frames(response):
+                    sent.append(frame)
+                    engine.let_go()
+
+        reading = asyncio.create_task(read())
+        await until(lambda: served.gateway.admission.waiting_rows > 0)
+        await asyncio.sleep(0.1)
+        assert not begun.is_set()
+        engine.let_go(3)
+        await reading
+        assert (await first).status_code == 200
+    assert sent[0] == ": keep-alive"
+    assert sent[-1] == "data: [DONE]"

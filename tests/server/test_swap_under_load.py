@@ -41,7 +41,7 @@ async def test_no_request_fails_and_none_mixes_versions(run: Run, make_config: M
             )
             assert response.status_code == 200, response.text
             body = response.json()
-            assert response.headers["x-bond-policy"] == body["bond"]["version"]
+            assert response.headers["x-bond-adapter"] == body["bond"]["version"]
             answers.append((row_id(body), body["bond"]["version"], text))
 
     async with run(config) as running:

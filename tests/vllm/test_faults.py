@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_models import tiny_adapter
@@ -20,9 +21,14 @@ from vllm_servers import (
 )
 
 from bond_core.config import VllmEngineConfig
-from bond_core.engines.base import TokenScorer
+from bond_core.engines.base import Partial, TokenScorer
 from bond_core.engines.vllm import VllmEngine
-from bond_core.errors import AdapterError, EngineUnavailableError, ModelLoadError
+from bond_core.errors import (
+    AdapterError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    ModelLoadError,
+)
 from bond_core.types import Generation, Message, SamplingParams
 
 from .conftest import Connect
@@ -42,6 +48,32 @@ async def eventually(happened, within_s: float = 60.0, while_runs=None) -> None:
         assert time.monotonic() < deadline, "it did not happen"
         assert while_runs is None or not while_runs.done(), f"too late: {while_runs.result()}"
         await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"allowed_token_ids": [10**6]},
+        {"stop_token_ids": [10**6]},
+        {"structured_outputs": {"regex": "("}},
+    ],
+    ids=lambda further: next(iter(further)),
+)
+async def test_a_wrong_parameter_is_the_requests_fault_whole_and_streamed(
+    policy_url: str, connect: Connect, further: dict[str, Any]
+) -> None:
+    engine = await connect(policy_url)
+    wrong = replace(PARAMS, further=further)
+    told: list[str] = []
+    for partial in (None, Partial()):
+        with pytest.raises(InvalidRequestError) as refused:
+            await engine.generate("v0000", PROMPT, wrong, 2, partial)
+        told.append(refused.value.message)
+    with pytest.raises(InvalidRequestError) as refused:
+        async for _ in engine.stream("v0000", PROMPT, wrong):
+            pass
+    assert [*told, refused.value.message] == [told[0]] * 3
+    assert (await engine.generate("v0000", PROMPT, PARAMS)).completions
 
 
 async def test_a_hostile_generation_config_changes_nothing(

@@ -8,6 +8,7 @@ keeps its traceback.
 import functools
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -42,7 +43,7 @@ def explains_failures(command: Callable[P, R]) -> Callable[P, R]:
         except CommandError as error:
             end(str(error), error.exit_code)
         except BondClientError as error:
-            end(str(error), FAILURE_EXIT)
+            end(f"{error}{_about_keys(error)}", FAILURE_EXIT)
         except ConfigError as error:
             end(error.message, CONFIG_EXIT)
         except BondError as error:
@@ -51,6 +52,13 @@ def explains_failures(command: Callable[P, R]) -> Callable[P, R]:
             sys.exit(INTERRUPT_EXIT)
 
     return wrapped
+
+
+def _about_keys(error: Exception) -> str:
+    """What a command can do where the gateway speaks of headers."""
+    if getattr(error, "status", None) != HTTPStatus.UNAUTHORIZED:
+        return ""
+    return "; a command takes the key from --api-key or the variable BONDSERVE_API_KEY"
 
 
 def end(message: str, exit_code: int) -> NoReturn:

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bond_cli.failure import CommandError
 
@@ -47,13 +47,10 @@ def write_resolved(config: "BondConfig") -> Path:
     Paths become absolute, so that the file means the same from any working directory. JSON is
     YAML, so `--config` reads it.
     """
+    from bond_core.config.file import place_paths
+
     values = config.model_dump(mode="json")
-    values["data_dir"] = str(config.data_dir.resolve())
-    for section in ("model", "scorer", "judge", "gold"):
-        _make_absolute(values[section], "path")
-        _make_function_absolute(values[section])
-    for key in ("gate_prompts", "report_prompts"):
-        _make_absolute(values["trainer"]["evaluation"], key)
+    place_paths(values, Path.resolve)
     config.data_dir.mkdir(parents=True, exist_ok=True)
     path = config.data_dir / RESOLVED_NAME
     temporary = path.with_suffix(".tmp")
@@ -61,18 +58,6 @@ def write_resolved(config: "BondConfig") -> Path:
     temporary.write_text(json.dumps(values, indent=2) + "\n")
     temporary.replace(path)
     return path.resolve()
-
-
-def _make_absolute(section: dict[str, Any] | None, key: str) -> None:
-    if section is not None and section.get(key) is not None:
-        section[key] = str(Path(section[key]).resolve())
-
-
-def _make_function_absolute(section: dict[str, Any] | None) -> None:
-    target = (section or {}).get("function")
-    if section is not None and isinstance(target, str) and ".py:" in target:
-        file, _, name = target.rpartition(":")
-        section["function"] = f"{Path(file).resolve()}:{name}"
 
 
 def child_environ(environ: Mapping[str, str] | None = None) -> dict[str, str]:

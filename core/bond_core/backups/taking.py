@@ -24,7 +24,7 @@ from bond_core.backups.description import (
 )
 from bond_core.backups.whole import needed_versions
 from bond_core.config import BondConfig
-from bond_core.errors import AdapterError, ConfigError
+from bond_core.errors import AdapterError, BondError, ConfigError
 from bond_core.store import open_database
 from bond_core.store.copies import FILES, copy_database, kind_of, require_database, sync
 from bond_core.store.database import Database
@@ -39,7 +39,7 @@ async def take_backup(config: BondConfig, folder: Path) -> Description:
 
     Raises `ConfigError` for a folder that has something in it and for a store without tables,
     `StoreUnavailableError` for a database that cannot be copied, and `AdapterError` for a version
-    that is missing or damaged on the disk.
+    that is missing or damaged on the disk; the folder is then as empty as before.
     """
     url = config.store_url
     require_database(url)
@@ -49,12 +49,22 @@ async def take_backup(config: BondConfig, folder: Path) -> Description:
         if revision is None:
             raise ConfigError("there is nothing to back up: the database has no tables")
         await asyncio.to_thread(_make_empty, folder)
-        checkpoint = await asyncio.to_thread(_copy_checkpoint, config.checkpoints_dir, folder)
-        created_at = time.time()
-        await asyncio.to_thread(copy_database, url, folder / FILES[kind_of(url)])
-        versions = await _copy_adapters(database, config.adapters_dir, folder)
+        try:
+            return await _copy(config, database, revision, folder)
+        except (BondError, OSError):
+            # else a second attempt would be refused for what this one has left
+            await asyncio.to_thread(_clear, folder)
+            raise
     finally:
         await database.close()
+
+
+async def _copy(config: BondConfig, database: Database, revision: str, folder: Path) -> Description:
+    checkpoint = await asyncio.to_thread(_copy_checkpoint, config.checkpoints_dir, folder)
+    created_at = time.time()
+    url = config.store_url
+    await asyncio.to_thread(copy_database, url, folder / FILES[kind_of(url)])
+    versions = await _copy_adapters(database, config.adapters_dir, folder)
     description = Description(
         created_at=created_at,
         release=__version__,
@@ -103,6 +113,11 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: give each backup a folder of its own")
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _copy_checkpoint(checkpoints_dir: Path, folder: Path) -> str | None:

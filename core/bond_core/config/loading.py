@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -18,6 +17,7 @@ from pydantic_settings import (
 from bond_core.config.access import AccessConfig
 from bond_core.config.admission import AdmissionConfig
 from bond_core.config.engine import EngineConfig, LocalEngineConfig, ModelConfig
+from bond_core.config.file import read_file
 from bond_core.config.prices import PricesConfig
 from bond_core.config.scorer import ScorerConfig
 from bond_core.config.serving import ArmsConfig, SamplingConfig, ServerConfig, StoreConfig
@@ -78,6 +78,16 @@ class BondConfig(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _metrics_have_a_port_of_their_own(self) -> "BondConfig":
+        port = self.access.metrics_port
+        if port and (self.access.metrics_host, port) == (self.server.host, self.server.port):
+            raise ConfigError(
+                f"access.metrics_port is {port}, where the gateway itself listens: give the "
+                "metrics another port, or leave it out, since the gateway has /metrics, too"
+            )
+        return self
+
     @property
     def adapters_dir(self) -> Path:
         """One immutable directory per policy version."""
@@ -116,7 +126,7 @@ def load_config(
     `ConfigError` that names the wrong key and the nearest valid one.
     """
     _refuse_unknown_variables(os.environ if environ is None else environ)
-    from_file = _read_file(path) if path is not None else {}
+    from_file = read_file(path) if path is not None else {}
     _drop_retyped(from_file, flags or {})
 
     class Sourced(BondConfig):
@@ -148,43 +158,6 @@ def config_of(values: Mapping[str, Any]) -> BondConfig:
         raise ConfigError(_describe(error, None, {})) from None
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections such as 'model:' and 'scorer:'")
-    _refuse_odd_keys(cast(dict[object, object], loaded), path)
-    values = cast(dict[str, Any], loaded)
-    for section, key in (("model", "path"), ("scorer", "path"), ("judge", "path"),
-                         ("gold", "path")):  # fmt: skip
-        _resolve(values.get(section), key, path.parent)
-    for section in ("scorer", "judge", "gold"):
-        _resolve_function(values.get(section), "function", path.parent)
-    _resolve_function(values.get("store"), "redact", path.parent)
-    _resolve(values, "data_dir", path.parent)
-    trainer = values.get("trainer")
-    if isinstance(trainer, dict):
-        for key in ("gate_prompts", "report_prompts"):
-            _resolve(cast(dict[str, Any], trainer).get("evaluation"), key, path.parent)
-    return values
-
-
-def _refuse_odd_keys(mapping: Mapping[object, object], path: Path) -> None:
-    for key, value in mapping.items():
-        if not isinstance(key, str):
-            raise ConfigError(f"{path}: the key {key!r} is not text; put it in quotes")
-        if isinstance(value, Mapping):
-            _refuse_odd_keys(cast(Mapping[object, object], value), path)
-
-
 def _drop_retyped(values: dict[str, Any], over: Mapping[str, Any]) -> None:
     """A section whose `type` a flag changes is replaced, because the other keys belong to the
     old type."""
@@ -194,22 +167,6 @@ def _drop_retyped(values: dict[str, Any], over: Mapping[str, Any]) -> None:
             retyped = cast(Mapping[str, Any], given).get("type")
             if retyped is not None and cast(dict[str, Any], below).get("type") != retyped:
                 del values[section]
-
-
-def _resolve(section: object, key: str, base: Path) -> None:
-    if isinstance(section, dict):
-        holder = cast(dict[str, Any], section)
-        if isinstance(holder.get(key), str):
-            holder[key] = str(base / Path(holder[key]).expanduser())
-
-
-def _resolve_function(section: object, key: str, base: Path) -> None:
-    if isinstance(section, dict):
-        holder = cast(dict[str, Any], section)
-        target = holder.get(key)
-        if isinstance(target, str) and ".py:" in target:
-            file, _, name = target.rpartition(":")
-            holder[key] = f"{base / Path(file).expanduser()}:{name}"
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:

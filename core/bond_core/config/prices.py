@@ -14,14 +14,14 @@ class PricesConfig(Section):
     """Of the prompt, once for all its candidates, as `usage.prompt_tokens` counts them."""
     completion_tokens: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Of every candidate, returned or not, ended or cut off, as `usage.completion_tokens`."""
-    scored_tokens: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    reward_tokens: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """That the scorer read to choose: prompt and answer of each candidate that has a score, in
     the policy's tokens. Measurements after the answer are no part of its price."""
 
     @property
     def are_set(self) -> bool:
         """Whether there is any price."""
-        prices = (self.prompt_tokens, self.completion_tokens, self.scored_tokens)
+        prices = (self.prompt_tokens, self.completion_tokens, self.reward_tokens)
         return any(price is not None for price in prices)
 
     def cost_usd(self, prompt: int, completion: int, scored: int) -> float:
@@ -29,5 +29,5 @@ class PricesConfig(Section):
         return (
             prompt * (self.prompt_tokens or 0.0)
             + completion * (self.completion_tokens or 0.0)
-            + scored * (self.scored_tokens or 0.0)
+            + scored * (self.reward_tokens or 0.0)
         ) / 1e6

@@ -91,7 +91,8 @@ class ServerConfig(Section):
     shutdown_grace_s: float = Field(default=10.0, ge=0)
     """How long running requests may take to end after SIGTERM."""
     keep_alive_s: float = Field(default=5.0, gt=0)
-    """Silence of a stream after which a comment is sent, so that no proxy closes it."""
+    """Silence of a stream after which a comment is sent, so that no proxy closes it; none while the
+    request waits in the queue."""
     send_timeout_s: float = Field(default=60.0, gt=0)
     """How long a client may read nothing of its stream before it is hung up on."""
 
@@ -100,7 +101,8 @@ class StoreConfig(Section):
     """Where rows are kept."""
 
     url: str = ""
-    """SQLAlchemy URL; by default SQLite in the data directory."""
+    """Of the database, as postgresql://USER:PASSWORD@HOST/DATABASE; by default SQLite in the data
+    directory."""
     durability: Literal["process", "power"] = "process"
     """`process` survives any death of ours; `power` the machine's, for an fsync per commit."""
     group_commit_rows: int = Field(default=256, ge=1)

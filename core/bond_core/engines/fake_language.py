@@ -55,7 +55,8 @@ class FakeTokenizer:
 
 def _line(message: Message) -> str:
     calls = "".join(f" [{call.name}({call.arguments})]" for call in message.tool_calls)
-    return f"{message.role}: {message.content}{calls}"
+    thought = f"({message.reasoning}) " if message.reasoning else ""
+    return f"{message.role}: {thought}{message.content}{calls}"
 
 
 def prompt_key(prompt_token_ids: Sequence[int], further: Mapping[str, Any] | None = None) -> bytes:

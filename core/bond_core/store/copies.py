@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store.sqlite import database_file
+from bond_core.store.urls import parse_url, plain_url
 
 DatabaseKind = Literal["sqlite", "postgresql"]
 
@@ -22,7 +23,7 @@ _BUSY_S = 60.0
 
 def kind_of(url: str) -> DatabaseKind:
     """Which database a store's URL names."""
-    return "sqlite" if sa.make_url(url).get_backend_name() == "sqlite" else "postgresql"
+    return "sqlite" if parse_url(url).get_backend_name() == "sqlite" else "postgresql"
 
 
 def copy_database(url: str, to: Path) -> None:
@@ -32,9 +33,9 @@ def copy_database(url: str, to: Path) -> None:
     `StoreUnavailableError` with the database's own words.
     """
     if kind_of(url) == "sqlite":
-        _vacuum_into(database_file(sa.make_url(url)), to)
+        _vacuum_into(database_file(parse_url(url)), to)
     else:
-        _run_tool("pg_dump", sa.make_url(url), "--format=custom", "--no-owner", f"--file={to}")
+        _run_tool("pg_dump", parse_url(url), "--format=custom", "--no-owner", f"--file={to}")
     sync(to)
 
 
@@ -44,9 +45,9 @@ def put_database(url: str, copy: Path) -> None:
     The file appears whole by a rename; PostgreSQL is filled in one transaction.
     """
     if kind_of(url) == "postgresql":
-        _run_tool("pg_restore", sa.make_url(url), "--no-owner", "--single-transaction", str(copy))
+        _run_tool("pg_restore", parse_url(url), "--no-owner", "--single-transaction", str(copy))
         return
-    file = database_file(sa.make_url(url))
+    file = database_file(parse_url(url))
     file.parent.mkdir(parents=True, exist_ok=True)
     arriving = file.with_name(f"{file.name}.arriving")
     shutil.copyfile(copy, arriving)
@@ -75,7 +76,7 @@ def files_of(url: str) -> list[Path]:
     """The files of a SQLite database, its own first; none of PostgreSQL's."""
     if kind_of(url) == "postgresql":
         return []
-    file = database_file(sa.make_url(url))
+    file = database_file(parse_url(url))
     return [file, file.with_name(f"{file.name}-wal")]
 
 
@@ -99,14 +100,12 @@ def _vacuum_into(file: Path, to: Path) -> None:
 def _run_tool(tool: str, url: sa.URL, *arguments: str) -> None:
     """One of PostgreSQL's own programs; the password goes by the environment, where other users
     of the machine do not see it."""
-    query = {key: value for key, value in url.query.items() if key != "ssl"}
-    plain = sa.URL.create("postgresql", url.username, None, url.host, url.port, url.database, query)
     environment = dict(os.environ)
     if url.password is not None:
         environment["PGPASSWORD"] = str(url.password)
     try:
         subprocess.run(
-            [tool, f"--dbname={plain.render_as_string(hide_password=False)}", *arguments],
+            [tool, f"--dbname={plain_url(url).render_as_string(hide_password=False)}", *arguments],
             env=environment,
             capture_output=True,
             text=True,

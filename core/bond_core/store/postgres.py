@@ -66,7 +66,7 @@ class PostgresDatabase:
             async with limit:
                 return await self._attempts(work, commit)
         except DBAPIError as error:
-            if is_unavailable(error):
+            if is_unavailable(error) or _is_of_the_url(error):
                 raise unavailable(error) from error
             raise
         except TimeoutError as error:
@@ -87,6 +87,11 @@ class PostgresDatabase:
                 if attempt == _ATTEMPTS or not transaction.may_repeat(error):
                     raise
         raise AssertionError("the last attempt returns or raises")
+
+
+def _is_of_the_url(error: DBAPIError) -> bool:
+    """Whether asyncpg could not use what the URL says: a root certificate that lacks, say."""
+    return isinstance(getattr(error.orig, "__cause__", None), asyncpg.ClientConfigurationError)
 
 
 class _Transaction(Generic[T]):

@@ -110,6 +110,17 @@ class CompletionRecord:
         return sum(len(c.completion.token_ids) for c in self.candidates) + self.cut_tokens
 
     @property
+    def reward_tokens(self) -> int:
+        """Tokens that the scorer read to choose, counted as the policy's: prompt and answer of each
+        candidate that has a score, equal ones once."""
+        scored = {
+            c.completion.text: len(c.completion.token_ids)
+            for c in self.candidates
+            if c.score is not None
+        }
+        return len(self.prompt_token_ids) * len(scored) + sum(scored.values())
+
+    @property
     def chosen_tokens(self) -> int:
         """Tokens of the answers that were returned."""
         by_index = {c.index: c for c in self.candidates}

@@ -147,6 +147,7 @@ def decode_messages(stored: Sequence[Mapping[str, Any]] | None) -> tuple[Message
             m.get("name"),
             m.get("tool_call_id"),
             _decode_tool_calls(m.get("tool_calls")),
+            m.get("reasoning", ""),
         )
         for m in stored or ()
     )

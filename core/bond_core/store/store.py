@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError
 
 from bond_core.errors import ConfigError, StoreUnavailableError
 from bond_core.store.access import Access
@@ -24,6 +23,7 @@ from bond_core.store.power import require_power
 from bond_core.store.sqlite import SQLiteDatabase, database_file
 from bond_core.store.stored import StoredCompletions
 from bond_core.store.training import Training
+from bond_core.store.urls import parse_url, require_known_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +132,7 @@ def open_database(
 
     Raises as `open_store` does.
     """
-    try:
-        parsed = sa.make_url(url)
-    except ArgumentError as error:
-        raise ConfigError(f"store.url {url!r} is not a database URL: {error}") from None
+    parsed = parse_url(url)
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         file = database_file(parsed)
@@ -154,6 +151,7 @@ def open_database(
 
 
 def _open_postgres(url: sa.URL, durability: Durability, timeout_s: float) -> Database:
+    require_known_parameters(url)
     try:
         from bond_core.store.postgres import PostgresDatabase
     except ModuleNotFoundError as error:

@@ -60,8 +60,8 @@ class Keyring:
         key_id = key_id_of(text)
         if key_id is None:
             raise InvalidKeyError(
-                "what was sent as the key is none: keys look like sk-bond-…-…, and "
-                "`bond keys create` makes one"
+                "what was sent as the key has not the form of one: send the header Authorization: "
+                "Bearer sk-bond-…-…, as `bond keys create` printed it"
             )
         key = self._keys.get(key_id, _NOBODY)
         if not hmac.compare_digest(digest_of(text), key.secret_sha256):

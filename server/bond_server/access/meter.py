@@ -133,7 +133,11 @@ def estimate(messages: Sequence[Message], max_tokens: int, n: int) -> int:
     num_bytes = sum(
         len(text.encode(errors="replace"))
         for message in messages
-        for text in (message.content, *(call.arguments for call in message.tool_calls))
+        for text in (
+            message.content,
+            message.reasoning,
+            *(call.arguments for call in message.tool_calls),
+        )
     )
     return math.ceil(num_bytes / BYTES_PER_TOKEN) + n * max_tokens
 

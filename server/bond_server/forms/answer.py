@@ -40,7 +40,7 @@ def made_by(made: Plan | CompletionRecord, best_of: int) -> dict[str, str]:
     headers = {
         "x-bond-arm": made.arm.value,
         "x-bond-n": str(best_of),
-        "x-bond-policy": made.version,
+        "x-bond-adapter": made.version,
     }
     if made.experiment is not None:
         headers["x-bond-experiment"] = made.experiment
@@ -118,6 +118,7 @@ def usage_view(answer: Answer) -> Usage:
             ended=len(record.candidates),
             chosen_completion_tokens=record.chosen_tokens,
             cut_completion_tokens=record.cut_tokens,
+            reward_tokens=record.reward_tokens,
             cost_usd=answer.cost_usd,
         ),
     )

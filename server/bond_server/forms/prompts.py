@@ -64,6 +64,7 @@ def usage_of(answers: Sequence[Answer]) -> Usage:
             ended=sum(usage.bond.ended for usage in usages),
             chosen_completion_tokens=sum(u.bond.chosen_completion_tokens for u in usages),
             cut_completion_tokens=sum(u.bond.cut_completion_tokens for u in usages),
+            reward_tokens=sum(usage.bond.reward_tokens for usage in usages),
             cost_usd=cost_of(answers),
         ),
     )

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from bond_core.store.records import CompletionRecord
-from bond_core.types import Candidate
+from bond_core.types import Candidate, raw_prompt
 from bond_server.forms.chat import ChatForm
-from bond_server.ids import COMPLETION_PREFIX
+from bond_server.ids import COMPLETION_PREFIX, TEXT_COMPLETION_PREFIX
 from bond_server.schemas.stored import StoredCompletion, StoredMessage
 from bond_server.services.drawing import DEADLINE
 from bond_server.services.generation import Answer
@@ -44,8 +44,10 @@ def stored_messages(record: CompletionRecord) -> list[StoredMessage]:
 def export_line(record: CompletionRecord) -> str:
     """One row as a line of JSON: all candidates with their scores. Its `messages` are what
     `bond train --prompts` reads."""
+    is_text = raw_prompt(record.messages) is not None
+    prefix = TEXT_COMPLETION_PREFIX if is_text else COMPLETION_PREFIX
     line: dict[str, Any] = {
-        "id": COMPLETION_PREFIX + record.id,
+        "id": prefix + record.id,
         "created_at": record.created_at,
         "model": record.requested_model,
         "arm": record.arm.value,

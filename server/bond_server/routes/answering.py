@@ -182,6 +182,7 @@ def _stream(
         gateway.config.server.keep_alive_s,
         gateway.config.server.send_timeout_s,
         gateway.generation.until(begun) if begun.plan.streams else None,
+        lambda: begun.draft.queue_s is None,
     )
 
 

@@ -46,8 +46,14 @@ async def respond_to_each(
     told = partial(_events, body, gateway, begun)
     if body.stream:
         headers = {**headers_of(begun), "x-bond-stream": "buffered"}
-        pace = gateway.config.server.keep_alive_s, gateway.config.server.send_timeout_s
-        return EventStream(told(), headers, partial(error_event, request), *pace)
+        return EventStream(
+            told(),
+            headers,
+            partial(error_event, request),
+            gateway.config.server.keep_alive_s,
+            gateway.config.server.send_timeout_s,
+            may_be_refused=lambda: all(one.draft.queue_s is None for one in begun),
+        )
     answers = await until_disconnect(request, _all(gateway, begun))
     if answers is None:
         return Response(status_code=CLIENT_CLOSED)

@@ -79,6 +79,9 @@ class BondUsage(BaseModel):
     """Tokens of the returned answers alone."""
     cut_completion_tokens: int
     """Tokens of candidates that a deadline cut off."""
+    reward_tokens: int
+    """Tokens that the scorer read to choose, prompt and answer of each distinct candidate, counted
+    as the policy's."""
     cost_usd: float | None = Field(default=None, exclude_if=_is_none)
     """What the answer cost; only where `prices` are configured."""
 

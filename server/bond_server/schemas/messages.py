@@ -143,6 +143,14 @@ class ChatMessage(Body):
     name: Text | None = None
     tool_call_id: Text | None = Field(default=None, validate_default=True)
     tool_calls: list[MessageToolCall] | None = None
+    reasoning: Text | None = None
+    """What an engine's reasoning parser took out of the turn, as answers have it."""
+    reasoning_content: Text | None = None
+    """Its older name, by which LiteLLM's proxy gives it to clients, and passes it back."""
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+    """OpenAI's answers have them; those that are empty say nothing when they are sent back."""
+    provider_specific_fields: dict[str, Any] | None = None
+    """LiteLLM's proxy adds them to an answer, and they repeat what it was told; not read."""
 
     @model_validator(mode="before")
     @classmethod
@@ -169,6 +177,15 @@ class ChatMessage(Body):
             raise PydanticCustomError("tool_calls", "they belong to turns of the role assistant")
         return value
 
+    @field_validator("reasoning", "reasoning_content")
+    @classmethod
+    def _of_a_thinker(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("role") != "assistant":
+            raise PydanticCustomError("reasoning", "it belongs to turns of the role assistant")
+        if value and (info.data.get("reasoning") or value) != value:
+            raise PydanticCustomError("conflict", "it disagrees with reasoning; send one of them")
+        return value
+
     def to_message(self) -> Message:
         """The kernel's form."""
         return Message(
@@ -177,4 +194,5 @@ class ChatMessage(Body):
             self.name,
             self.tool_call_id,
             tuple(call.to_call() for call in self.tool_calls or ()),
+            self.reasoning or self.reasoning_content or "",
         )

@@ -44,6 +44,7 @@ class StoredMessage(BaseModel):
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[Any] | None = None
+    reasoning: str | None = None
     content_parts: None = None
 
 

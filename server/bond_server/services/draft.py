@@ -22,8 +22,8 @@ class Draft:
     """Whether it may be learned from, if there is something to learn."""
     standard: bool
     """Whether the sampling parameters are the configured standard ones."""
-    queue_s: float = 0.0
-    """How long it waited for its places."""
+    queue_s: float | None = None
+    """How long it waited for its places; None until it has them, and may still be refused."""
 
     @property
     def created_at(self) -> float:
@@ -84,7 +84,7 @@ class Draft:
             status=status,
             degraded=degraded,
             error=error,
-            queue_s=self.queue_s,
+            queue_s=self.queue_s or 0.0,
             generate_s=generate_s,
             score_s=score_s,
             latency_s=latency_s,

@@ -29,7 +29,7 @@ from bond_server.services.pricing import CostOf
 from bond_server.services.recording import Recording
 from bond_server.services.scoring_time import ScoringTime
 
-NOTE_NOTHING_PROMOTED = "no version has been promoted yet: distilled is the reference"
+NOTE_NOTHING_PROMOTED = "no version is live: distilled is the reference"
 
 
 @dataclass(frozen=True, slots=True)

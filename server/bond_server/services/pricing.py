@@ -29,14 +29,8 @@ def pricing_of(prices: PricesConfig, metrics: Metrics) -> CostOf | None:
         cost_usd.labels(arm.value)  # there from the start, for Prometheus to see the first increase
 
     def cost_of(record: CompletionRecord) -> float:
-        prompt = len(record.prompt_token_ids)
-        read = {  # equal answers are read once
-            candidate.completion.text: len(candidate.completion.token_ids)
-            for candidate in record.candidates
-            if candidate.score is not None
-        }
-        scored = prompt * len(read) + sum(read.values())
-        return prices.cost_usd(prompt, record.generated_tokens, scored)
+        prompt_tokens = len(record.prompt_token_ids)
+        return prices.cost_usd(prompt_tokens, record.generated_tokens, record.reward_tokens)
 
     def count(record: CompletionRecord) -> None:
         cost_usd.labels(record.arm.value).inc(cost_of(record))

@@ -93,6 +93,7 @@ def _texts(record: CompletionRecord) -> Iterator[str]:
     for message in record.messages:
         yield message.content
         yield message.name or ""
+        yield message.reasoning
         yield from (call.arguments for call in message.tool_calls)
     for candidate in record.candidates:
         yield candidate.completion.text
@@ -135,9 +136,9 @@ def _with_texts(record: CompletionRecord, texts: Iterator[str]) -> CompletionRec
 
     messages: list[Message] = []
     for message in record.messages:
-        content, name = next(texts), next(texts) or None
-        turn = replace(message, content=content, name=name, tool_calls=calls(message.tool_calls))
-        messages.append(turn)
+        content, name, reasoning = next(texts), next(texts) or None, next(texts)
+        turn = replace(message, content=content, name=name, reasoning=reasoning)
+        messages.append(replace(turn, tool_calls=calls(message.tool_calls)))
     candidates: list[Candidate] = []
     for candidate in record.candidates:
         text, reasoning = next(texts), next(texts)

@@ -9,7 +9,7 @@ from bond_core.store import Store
 from bond_core.store.deletions import DeletionRecord, subject_hash
 from bond_core.store.records import CompletionRecord
 from bond_core.store.stored import StoredQuery
-from bond_server.ids import COMPLETION_PREFIX
+from bond_server.ids import COMPLETION_PREFIX, TEXT_COMPLETION_PREFIX
 from bond_server.services.lineage import versions_that_saw
 from bond_server.services.redaction import RedactionError, Redactor
 
@@ -113,7 +113,10 @@ class StoredService:
 
 
 def _row_of(id: str) -> str:
-    return id.removeprefix(COMPLETION_PREFIX)
+    for prefix in (COMPLETION_PREFIX, TEXT_COMPLETION_PREFIX):
+        if id.startswith(prefix):
+            return id.removeprefix(prefix)
+    return id
 
 
 def _there(record: CompletionRecord | None, id: str) -> CompletionRecord:

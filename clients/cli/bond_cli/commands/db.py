@@ -49,8 +49,15 @@ def status(config: ConfigFile = None, data_dir: DataDir = None) -> None:
     typer.echo(f"tables: revision {revision or 'none'}; this release needs {head_revision()}")
     for problem in wrong.values():
         typer.echo(f"adapter: {problem}")
+    if revision is None:
+        raise CommandError(
+            "the database has no tables yet: the first start of a gateway makes them, or "
+            "`bond db upgrade`; into an empty one a backup can be restored"
+        )
     if revision not in known_revisions():
-        raise CommandError("the tables are not of this release or an older one")
+        raise CommandError(
+            f"revision {revision} is none of this release: use the newer release that made it"
+        )
     if wrong:
         raise CommandError(
             f"{', '.join(wrong)} cannot be served: put the adapters back from a backup before a "

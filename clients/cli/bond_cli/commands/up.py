@@ -119,19 +119,24 @@ async def _announce(config: "BondConfig") -> None:
     from bond_client import AsyncClient, BondAccessError
 
     url = base_url(config.server.host, config.server.port)
+    key = os.environ.get(API_KEY_VARIABLE)
     await until_ready(url)
-    async with AsyncClient(url, api_key=os.environ.get(API_KEY_VARIABLE)) as client:
+    async with AsyncClient(url, api_key=key) as client:
         try:
             names = [model.id for model in await client.models()]
+            with_key = key is not None
         except BondAccessError:  # the gateway has keys, and we have none: it answers all the same
             names = [config.model.served_name]
+            with_key = True
     name = config.model.served_name
     lines = [
         "",
         f"  bondserve answers on {url}",
         f"  models: {', '.join(names)}",
+        *([f"  key: the one in {API_KEY_VARIABLE}"] if with_key else []),
         "",
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\",
+        *([f'    -H "authorization: Bearer ${API_KEY_VARIABLE}" \\'] if with_key else []),
         f'    -d \'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'',
         f'  bond ask "Hello" --url {url}',
         f'  bond compare "Hello" --url {url}',

@@ -10,7 +10,8 @@ import orjson
 
 from bond_core.engines.base import Partial
 from bond_core.engines.limits import MIN_TEMPERATURE
-from bond_core.engines.vllm.wire import error_message, unreadable
+from bond_core.engines.vllm.connection import RefusedError
+from bond_core.engines.vllm.wire import error_message, error_param, unreadable
 from bond_core.errors import EngineUnavailableError
 from bond_core.json_text import load_json
 from bond_core.types import (
@@ -82,10 +83,11 @@ class StreamedAnswer:
         return bool(self._parts.finish_reason)
 
     def push(self, data: str) -> TextDelta | None:
-        """Raises `EngineUnavailableError` for what is no chunk, or reports an error."""
+        """Raises `EngineUnavailableError` for what is no chunk, or reports an error, and
+        `RefusedError` if that is the request's."""
         fresh = _Parts(self._params)
         try:
-            choices, prompt = _chunk(data)
+            choices, prompt = _chunk(data, begun=bool(self.prompt_token_ids))
             self.prompt_token_ids = prompt or self.prompt_token_ids
             for choice in choices:
                 if choice["index"] != 0:
@@ -128,9 +130,9 @@ class StreamedChoices:
         self._partial = partial
 
     def push(self, data: str) -> None:
-        """Raises `EngineUnavailableError` for what is no chunk, or reports an error."""
+        """Raises as `StreamedAnswer.push` does."""
         try:
-            choices, prompt = _chunk(data)
+            choices, prompt = _chunk(data, begun=bool(self._partial.prompt_token_ids))
             self._partial.prompt_token_ids = prompt or self._partial.prompt_token_ids
             for choice in choices:
                 index = int(choice["index"])
@@ -169,10 +171,17 @@ def _refuse_no_prompt(prompt_token_ids: tuple[int, ...]) -> None:
         raise ValueError("there are no prompt_token_ids")
 
 
-def _chunk(data: str) -> tuple[Sequence[JsonObject], tuple[int, ...]]:
-    """Choices of an event, and the prompt's tokens if it has them."""
+def _chunk(data: str, *, begun: bool) -> tuple[Sequence[JsonObject], tuple[int, ...]]:
+    """Choices of an event, and the prompt's tokens if it has them.
+
+    vLLM looks at the parameters of a stream when its status has been sent: what it refuses is an
+    event with the status that it would have been, before all others.
+    """
     chunk: Any = load_json(data)
     if "error" in chunk:
+        status: Any = chunk["error"].get("code") if isinstance(chunk["error"], dict) else None
+        if not begun and isinstance(status, int) and 400 <= status < 500:
+            raise RefusedError(status, error_message(chunk), error_param(chunk))
         broke_off = "vLLM broke off the answer"
         raise EngineUnavailableError(
             f"{broke_off}: {error_message(chunk) or data[:200]}", f"{broke_off} and said why"

@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -271,3 +272,36 @@ async def test_what_is_given_up_gives_its_place_back() -> None:
     await asyncio.gather(first, return_exceptions=True)
     await writer.close()
     assert gated.committed == ["first"]
+
+
+async def test_who_queues_behind_a_lock_waits_no_longer_than_who_is_first(
+    tmp_path: Path, open_store_at: OpenStoreAt
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'bond.db'}"
+    store = await open_store_at(url, commit_timeout_s=0.25)
+    other = sqlite3.connect(tmp_path / "bond.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    told = await asyncio.gather(
+        *(store.leases.acquire(f"lease {i}", "me", 60.0) for i in range(60)), return_exceptions=True
+    )
+    took = time.monotonic() - began
+    other.close()
+    assert {type(error) for error in told} == {StoreUnavailableError}
+    assert took < 6.0  # and not 60 times a quarter of a second
+    assert await store.leases.acquire("lease", "me", 60.0)
+
+
+async def test_a_store_that_is_closed_gives_up_a_long_wait_for_a_lock(
+    tmp_path: Path, open_store_at: OpenStoreAt
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'bond.db'}"
+    store = await open_store_at(url, commit_timeout_s=0.25)
+    other = sqlite3.connect(tmp_path / "bond.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    migrating = asyncio.create_task(store.database.write(lambda c: None, timeout_s=300.0))
+    await asyncio.sleep(0.1)
+    await asyncio.wait_for(store.database.close(), 60.0)
+    with pytest.raises(StoreUnavailableError):
+        await migrating
+    other.close()

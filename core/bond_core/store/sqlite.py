@@ -30,6 +30,10 @@ _WAL_KEPT_BYTES = 64 * 1024 * 1024
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
+class _BusyError(Exception):
+    """A transaction could not begin, because another process has the lock."""
+
+
 class SQLiteDatabase:
     """A database file. Any number of processes may read it; writers take turns."""
 
@@ -58,7 +62,8 @@ class SQLiteDatabase:
         """
         limit = self._timeout_s if timeout_s is None else timeout_s
         return await self._run(
-            self._write_thread, partial(self._transact, self._begun, work, limit)
+            self._write_thread,
+            partial(self._transact, self._begun, work, limit, time.monotonic()),
         )
 
     async def close(self) -> None:
@@ -108,17 +113,25 @@ class SQLiteDatabase:
         begun: Callable[[], AbstractContextManager[Connection]],
         work: Work[T],
         limit_s: float | None = None,
+        since: float | None = None,
     ) -> T:
+        """`since` is when the caller began to wait, which may be long before its turn: who is past
+        its time by then is told so, or each would wait for the lock after all before it."""
         allowed = self._timeout_s if limit_s is None else limit_s
-        deadline = time.monotonic() + allowed
+        deadline = (time.monotonic() if since is None else since) + allowed
+        if since is not None and time.monotonic() >= deadline:
+            raise StoreUnavailableError(
+                f"{self.path} was written to by others for {allowed:g} s, or they waited for its "
+                "lock; check the disk, and what else has it open"
+            )
         while True:
             try:
                 with begun() as connection:
                     return work(connection)
-            except DBAPIError as error:
-                if not _is_busy(error):
+            except (DBAPIError, _BusyError) as error:
+                if isinstance(error, DBAPIError) and not _is_busy(error.orig):
                     raise
-                if time.monotonic() >= deadline:
+                if self._closed or time.monotonic() >= deadline:
                     raise StoreUnavailableError(
                         f"{self.path} stayed locked by another process for {allowed:g} s; end what "
                         "holds it, or move to PostgreSQL (store.url)"
@@ -146,7 +159,9 @@ class SQLiteDatabase:
             driver: Any = connection.connection.dbapi_connection
             try:
                 driver.execute(begin)
-            except sqlite3.Error:
+            except sqlite3.Error as error:
+                if _is_busy(error):  # it has been waited for
+                    raise _BusyError from error
                 connection.exec_driver_sql(begin)  # once more, for an error of the usual kind
 
         event.listen(engine, "connect", on_connect)
@@ -179,6 +194,6 @@ def database_file(url: sa.URL) -> Path:
     return Path(url.database)
 
 
-def _is_busy(error: DBAPIError) -> bool:
-    code = getattr(error.orig, "sqlite_errorcode", None)
+def _is_busy(error: BaseException | None) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
     return isinstance(code, int) and (code & 0xFF) in _BUSY

@@ -1,6 +1,8 @@
 """A user's function as scorer: called as TRL calls it, its mistakes named."""
 
 import asyncio
+import os
+import sys
 import threading
 from pathlib import Path
 
@@ -49,6 +51,26 @@ def seen(prompts, completions):
         )
     ]
     await scorer.close()
+
+
+async def test_an_edit_of_one_letter_within_a_second_is_what_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    source = "def reward(prompts, completions, **kwargs):\n    return [1.0 for _ in completions]\n"
+    file = tmp_path / "rewards_of_mine.py"
+    scores: list[list[float]] = []
+    identities: set[str] = set()
+    for text in (source, source.replace("1.0", "2.0")):
+        file.write_text(text)
+        os.utime(file, (1_750_000_000, 1_750_000_000))
+        scorer = build_scorer(FunctionScorerConfig(function=f"{file}:reward"))
+        await scorer.start()
+        scores.append(await scorer.score([PROMPT], ["a"]))
+        identities.add(scorer.identity)
+        await scorer.close()
+    assert scores == [[1.0], [2.0]]
+    assert len(identities) == 2
 
 
 async def test_it_runs_in_a_thread_one_call_at_a_time(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, cast
 
 from bond_core.config import FunctionScorerConfig
@@ -253,6 +254,19 @@ def _identity_of(target: str, function: Callable[..., Any]) -> str:
     return hashlib.sha256(f"{target} {files_digest(files)}".encode()).hexdigest()
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles the file as it is now.
+
+    Python takes compiled code that it kept for the same if second and size of the source are, so an
+    edit of one letter within a second would be known by its digest and not be run.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file's own bytes."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ModelLoadError(
@@ -261,7 +275,8 @@ def _load_file(path: Path) -> ModuleType:
         )
     # A name of its own, so that a file called json.py does not replace the standard library's.
     module_name = f"bond_reward_{path.stem}_{abs(hash(path.resolve()))}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    loader = _FromSource(module_name, str(path))
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise ModelLoadError(f"{path} cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from databases import OpenStoreAt
-from locked_store import transaction_begins
+from locked_store import locked, transaction_begins
 from sqlalchemy import Connection
 from stored import best_of_n, completion
 
@@ -279,14 +279,11 @@ async def test_who_queues_behind_a_lock_waits_no_longer_than_who_is_first(
 ) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'bond.db'}"
     store = await open_store_at(url, commit_timeout_s=0.25)
-    other = sqlite3.connect(tmp_path / "bond.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
-    told = await asyncio.gather(
-        *(store.leases.acquire(f"lease {i}", "me", 60.0) for i in range(60)), return_exceptions=True
-    )
-    took = time.monotonic() - began
-    other.close()
+    with locked(store):
+        asking = (store.leases.acquire(f"lease {i}", "me", 60.0) for i in range(60))
+        told = await asyncio.gather(*asking, return_exceptions=True)
+        took = time.monotonic() - began
     assert {type(error) for error in told} == {StoreUnavailableError}
     assert took < 6.0  # and not 60 times a quarter of a second
     assert await store.leases.acquire("lease", "me", 60.0)
@@ -297,11 +294,9 @@ async def test_a_store_that_is_closed_gives_up_a_long_wait_for_a_lock(
 ) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'bond.db'}"
     store = await open_store_at(url, commit_timeout_s=0.25)
-    other = sqlite3.connect(tmp_path / "bond.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    migrating = asyncio.create_task(store.database.write(lambda c: None, timeout_s=300.0))
-    await asyncio.sleep(0.1)
-    await asyncio.wait_for(store.database.close(), 60.0)
-    with pytest.raises(StoreUnavailableError):
-        await migrating
-    other.close()
+    with locked(store):
+        migrating = asyncio.create_task(store.database.write(lambda c: None, timeout_s=300.0))
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(store.database.close(), 60.0)
+        with pytest.raises(StoreUnavailableError):
+            await migrating

@@ -211,6 +211,7 @@ async def test_an_answer_is_sent_back_as_the_next_turn(proxied: Proxied) -> None
     async def ask(*turns: Any, **fields: Any) -> Any:
         answer = await proxied.client.chat.completions.create(
             model="bond-reference",
+            # plain dicts and the SDK's own answers, which it takes though its types do not say so
             messages=[*HI, *turns],  # type: ignore[list-item]
             seed=3,
             **fields,

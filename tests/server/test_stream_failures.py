@@ -2,14 +2,17 @@
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 from failing_servers import until
 from held_engine import Held
 from locked_store import locked
 from running_gateway import MODEL, MakeConfig, eventually
-from served_gateway import HI, Serve, Told, frames, told
+from served_gateway import HI, Serve, Served, Told, frames, told
 
 from bond_core.errors import EngineUnavailableError
 
@@ -180,16 +183,25 @@ ALL = pytest.mark.parametrize(
 )
 
 
-@ALL
-async def test_a_stream_that_has_waited_too_long_is_a_429_and_no_event(
-    path: str, body: dict[str, Any], serve: Serve, make_config: MakeConfig
-) -> None:
-    waits = {"max_rows": 3, "max_waiting_rows": 20, "max_wait_s": 0.2}
+@asynccontextmanager
+async def full(
+    serve: Serve, make_config: MakeConfig, max_wait_s: float
+) -> AsyncGenerator[tuple[Served, Held, asyncio.Task[httpx.Response]]]:
+    """A gateway whose places are all taken, by a request that the engine holds."""
+    waits = {"max_rows": 3, "max_waiting_rows": 20, "max_wait_s": max_wait_s}
     config = make_config(admission=waits, server={"keep_alive_s": 0.02})
     async with serve(config) as served:
         engine = Held(served.engine)
         first = asyncio.create_task(served.client.post(CHAT, json=SELECTION))
         await until(lambda: served.gateway.admission.running_rows == 3)
+        yield served, engine, first
+
+
+@ALL
+async def test_a_stream_that_has_waited_too_long_is_a_429_and_no_event(
+    path: str, body: dict[str, Any], serve: Serve, make_config: MakeConfig
+) -> None:
+    async with full(serve, make_config, max_wait_s=0.2) as (served, engine, first):
         refused = await served.client.post(path, json={**body, "stream": True})
         engine.let_go()
         assert (await first).status_code == 200
@@ -203,12 +215,7 @@ async def test_a_stream_that_has_waited_too_long_is_a_429_and_no_event(
 async def test_a_stream_is_kept_alive_from_when_it_has_its_places(
     path: str, body: dict[str, Any], serve: Serve, make_config: MakeConfig
 ) -> None:
-    waits = {"max_rows": 3, "max_waiting_rows": 20, "max_wait_s": 60}
-    config = make_config(admission=waits, server={"keep_alive_s": 0.02})
-    async with serve(config) as served:
-        engine = Held(served.engine)
-        first = asyncio.create_task(served.client.post(CHAT, json=SELECTION))
-        await until(lambda: served.gateway.admission.running_rows == 3)
+    async with full(serve, make_config, max_wait_s=60) as (served, engine, first):
         begun, sent = asyncio.Event(), list[str]()
 
         async def read() -> None:

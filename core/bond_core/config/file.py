@@ -37,6 +37,7 @@ def read_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         root = cast(
             yaml.Node | None,
+            # PyYAML's stubs leave out the type of what compose takes
             yaml.compose(text, yaml.SafeLoader),  # pyright: ignore[reportUnknownMemberType]
         )
         _refuse_doubled_keys(root, path, set())

@@ -73,4 +73,5 @@ def as_dicts(messages: Conversation) -> list[dict[str, str]]:
 
 def as_messages(rows: Sequence[dict[str, str]]) -> tuple[Message, ...]:
     """A conversation from its JSON form."""
+    # the role is text in JSON, and one of ours in the files of the world
     return tuple(Message(row["role"], row["content"]) for row in rows)  # type: ignore[arg-type]

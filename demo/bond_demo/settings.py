@@ -95,6 +95,7 @@ def gold_rewards(
     """The rubric as a reward function: one number for each conversation and its answer."""
     return [
         gold_reward(
+            # the role is one of the world's own prompts
             [Message(turn["role"], turn["content"]) for turn in prompt],  # type: ignore[arg-type]
             completion[-1]["content"],
         )

@@ -42,6 +42,7 @@ class HangingUpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is here."""
+        # uvicorn's own signature, which is narrower than asyncio's
         super().connection_made(transport)
         self.app_state: dict[str, Any] = {**self.app_state, _HANG_UP_KEY: transport.abort}
         self._patience = self.loop.call_later(self.timeout_s, self._lose_patience)

@@ -72,7 +72,7 @@ def _bound(family: int, address: object) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)  # pyright: ignore[reportArgumentType]
+        bound.bind(address)  # pyright: ignore[reportArgumentType]  # of its family
     except OSError:
         bound.close()
         raise

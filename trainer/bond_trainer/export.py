@@ -79,7 +79,7 @@ def _merged(model: PreTrainedModel, version_dir: Path) -> PreTrainedModel:
         # PEFT reads an attribute that transformers is renaming; nothing of ours uses it
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = PeftModel.from_pretrained(model.float(), str(version_dir))
-    merged = adapted.merge_and_unload()  # type: ignore[operator]
+    merged = adapted.merge_and_unload()  # type: ignore[operator]  # PEFT types it as a tensor
     return cast(PreTrainedModel, cast(nn.Module, merged).to(dtype))
 
 

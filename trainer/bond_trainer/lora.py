@@ -205,5 +205,6 @@ def _factor_b(layer: LoraLayer, name: AdapterName) -> nn.Parameter:
 
 def _merged(layer: LoraLayer, name: AdapterName) -> Tensor:
     weight = cast(Tensor, layer.get_base_layer().weight)
+    # torch types what a module has by name as a tensor
     delta = cast(Tensor, layer.get_delta_weight(name))  # type: ignore[operator]
     return (weight.float() + delta.float()).to(weight.dtype)

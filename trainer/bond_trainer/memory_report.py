@@ -193,6 +193,7 @@ def _context(model: PreTrainedModel, config: BondConfig) -> int:
 
 
 def _inputs_and_outputs(module: nn.Module) -> tuple[int, int]:
+    # torch types what a module has by name as a tensor or a module
     first, second = (int(size) for size in module.weight.shape)  # type: ignore[union-attr]
     return (second, first) if isinstance(module, nn.Linear) else (first, second)
 

@@ -85,7 +85,7 @@ def progress_bar(max_steps: int, console: Console | None = None) -> Iterator[Lis
 
 def _in_notebook(latest: list[TrainingRecord], now: Callable[[], RenderableType]) -> Listener:
     """One output that is replaced: unlike rich's own, it needs no ipywidgets."""
-    from IPython.display import display  # pyright: ignore[reportMissingImports]
+    from IPython.display import display  # pyright: ignore[reportMissingImports]  # there in notebooks
 
     def text() -> dict[str, str]:
         console = Console(file=io.StringIO(), width=100, force_jupyter=False, color_system=None)

@@ -169,7 +169,7 @@ class FunctionScorer:
 
     def _number(self, index: int, value: object) -> float:
         try:
-            number = float(value)  # type: ignore[arg-type]
+            number = float(value)  # type: ignore[arg-type]  # anything may come back
         except (TypeError, ValueError) as error:
             raise ScoringError(
                 f"reward function {self._target} returned {_shown(value)} for completion {index}; "

@@ -31,17 +31,21 @@ def load_json(text: bytes | str) -> Any:
 def dump_json(value: Any) -> str:
     """Compact JSON. Text that has no UTF-8 form (half a surrogate pair) is escaped, and a number
     that is not finite becomes null."""
+    return dump_json_bytes(value).decode()
+
+
+def dump_json_bytes(value: Any) -> bytes:
+    """The same in UTF-8, for who sends it."""
     try:
-        return orjson.dumps(value).decode()
+        return orjson.dumps(value)
     except TypeError:
         pass
     value = _finite(value)
     text = _COMPACT.encode(value)
     try:
-        text.encode()
+        return text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"))
-    return text
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _finite(value: Any) -> Any:

@@ -34,7 +34,19 @@ JOINED = sa.select(
     contents.c.metadata,
 ).join_from(completions, contents)
 """What `decode` reads."""
-_insert = completions.insert().returning(completions.c.seq, completions.c.id)
+_insert = completions.insert()
+_insert_content = contents.insert().values(
+    # asked for by id: an insertion that returns what it numbered is built anew for each batch,
+    # and costs twice as much
+    seq=sa.select(completions.c.seq)
+    .where(completions.c.id == sa.bindparam("row_id"))
+    .scalar_subquery(),
+    **{
+        column.name: sa.bindparam(column.name, type_=column.type)
+        for column in contents.c
+        if column is not contents.c.seq
+    },
+)
 _annotate = (
     completions.update()
     .where(completions.c.id == sa.bindparam("row_id"))
@@ -68,7 +80,7 @@ class Completions:
     ) -> None:
         self._database = database
         self._clock = clock
-        self._records = GroupCommit[CompletionRows, int](
+        self._records = GroupCommit[CompletionRows, None](
             database,
             self._insert_rows,
             max_rows=group_commit_rows,
@@ -86,8 +98,8 @@ class Completions:
         """Rows that wait for a transaction."""
         return self._records.num_waiting
 
-    async def record(self, record: CompletionRecord, settlement: Settlement | None = None) -> int:
-        """Commit one completion; returns its `seq` once the row is durable.
+    async def record(self, record: CompletionRecord, settlement: Settlement | None = None) -> None:
+        """Commit one completion; returns once the row is durable.
 
         A settlement ends the request's claim on its idempotency key in the same transaction; if
         another holds that claim by now, the row is refused.
@@ -97,7 +109,7 @@ class Completions:
         already begun: then it may be there though its caller was answered with an error, never
         the other way round.
         """
-        return await self._records.submit(encode(record, settlement))
+        await self._records.submit(encode(record, settlement))
 
     async def record_many(self, records: Iterable[CompletionRecord]) -> None:
         """Commit many completions in one transaction: all of them, or none.
@@ -275,21 +287,27 @@ class Completions:
             lambda connection: summarise_traffic(connection, source, since, by_version)
         )
 
-    def _insert_rows(self, connection: Connection, rows: Sequence[CompletionRows]) -> list[int]:
+    def _insert_rows(self, connection: Connection, rows: Sequence[CompletionRows]) -> list[None]:
         """The rows of both tables, and what hangs on them, in the connection's transaction."""
-        inserted = connection.execute(_insert, [row.main for row in rows]).all()
-        seqs = {id: seq for seq, id in inserted}
-        ordered = [seqs[row.main["id"]] for row in rows]
-        bulk = [{"seq": seq, **row.content} for seq, row in zip(ordered, rows, strict=True)]
-        connection.execute(contents.insert(), bulk)
-        pairs = [pair for row in bulk for pair in metadata_rows(row["seq"], row["metadata"])]
-        if pairs:
+        connection.execute(_insert, [row.main for row in rows])
+        connection.execute(
+            _insert_content, [{"row_id": row.main["id"], **row.content} for row in rows]
+        )
+        if described := {row.main["id"]: row for row in rows if row.content["metadata"]}:
+            numbered = sa.select(completions.c.seq, completions.c.id).where(
+                completions.c.id.in_(described)
+            )
+            pairs = [
+                pair
+                for seq, id in connection.execute(numbered)
+                for pair in metadata_rows(seq, described[id].content["metadata"])
+            ]
             connection.execute(completion_metadata.insert(), pairs)
         for row in rows:
             if row.settlement is not None:
                 settle(connection, row.settlement, row.main["id"])
         supersede_earlier(connection, [row.main for row in rows], self._clock())
-        return ordered
+        return [None] * len(rows)
 
     async def close(self) -> None:
         """Commit what waits."""

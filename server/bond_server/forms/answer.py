@@ -74,18 +74,18 @@ def usd(amount: float) -> str:
 def bond_view(answer: Answer, *, return_candidates: bool) -> BondAnswer:
     """How the answer was made."""
     record = answer.record
-    return BondAnswer(
-        arm=record.arm.value,
-        version=record.version,
-        experiment=record.experiment,
-        strategy=answer.strategy,
-        best_of=record.best_of,
-        score=record.score,
-        candidates=[candidate_view(c) for c in record.candidates] if return_candidates else None,
-        timings=timings_view(answer),
-        degraded=record.degraded,
-        note=answer.note,
-    )
+    return {
+        "arm": record.arm.value,
+        "version": record.version,
+        "experiment": record.experiment,
+        "strategy": answer.strategy,
+        "best_of": record.best_of,
+        "score": record.score,
+        "candidates": [candidate_view(c) for c in record.candidates] if return_candidates else None,
+        "timings": timings_view(answer),
+        "degraded": record.degraded,
+        "note": answer.note,
+    }
 
 
 def identity_of(named: CompletionRecord | Draft, prefix: str) -> Identity:
@@ -109,39 +109,41 @@ def usage_view(answer: Answer) -> Usage:
     """Tokens of all candidates, of the returned ones, and of those that a deadline cut off."""
     record = answer.record
     prompt_tokens, completion_tokens = len(record.prompt_token_ids), record.generated_tokens
-    return Usage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=prompt_tokens + completion_tokens,
-        bond=BondUsage(
-            n=record.best_of,
-            ended=len(record.candidates),
-            chosen_completion_tokens=record.chosen_tokens,
-            cut_completion_tokens=record.cut_tokens,
-            reward_tokens=record.reward_tokens,
-            cost_usd=answer.cost_usd,
-        ),
-    )
+    bond: BondUsage = {
+        "n": record.best_of,
+        "ended": len(record.candidates),
+        "chosen_completion_tokens": record.chosen_tokens,
+        "cut_completion_tokens": record.cut_tokens,
+        "reward_tokens": record.reward_tokens,
+    }
+    if answer.cost_usd is not None:
+        bond["cost_usd"] = answer.cost_usd
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "bond": bond,
+    }
 
 
 def candidate_view(candidate: Candidate) -> CandidateView:
     """One candidate of a selection."""
-    return CandidateView(
-        index=candidate.index,
-        text=candidate.completion.text,
-        score=candidate.score,
-        finish_reason=candidate.completion.finish_reason,
-        tokens=len(candidate.completion.token_ids),
-    )
+    return {
+        "index": candidate.index,
+        "text": candidate.completion.text,
+        "score": candidate.score,
+        "finish_reason": candidate.completion.finish_reason,
+        "tokens": len(candidate.completion.token_ids),
+    }
 
 
 def timings_view(answer: Answer) -> Timings:
     """Where the time went, in milliseconds."""
     record = answer.record
-    return Timings(
-        queue_ms=record.queue_s * 1000,
-        generate_ms=record.generate_s * 1000,
-        score_ms=record.score_s * 1000,
-        commit_ms=answer.commit_s * 1000,
-        overhead_ms=answer.overhead_s * 1000,
-    )
+    return {
+        "queue_ms": record.queue_s * 1000,
+        "generate_ms": record.generate_s * 1000,
+        "score_ms": record.score_s * 1000,
+        "commit_ms": answer.commit_s * 1000,
+        "overhead_ms": answer.overhead_s * 1000,
+    }

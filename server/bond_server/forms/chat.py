@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from bond_core.types import Candidate, Completion, TextDelta, TokenDetail
+from bond_core.types import Candidate, Completion, TextDelta, TokenDetail, ToolCall
 from bond_server.forms.answer import bond_view, identity_of, usage_view
 from bond_server.ids import COMPLETION_PREFIX
 from bond_server.schemas.completion import (
+    AnswerFunction,
     AnswerMessage,
     AnswerToolCall,
     ChatCompletion,
     Choice,
     ChoiceLogprobs,
-    TokenLogprob,
     TopLogprob,
 )
 from bond_server.services.generation import Answer, Begun
@@ -25,12 +25,13 @@ class ChatForm:
 
     def whole(self, answer: Answer) -> ChatCompletion:
         """The answer in one piece."""
-        return ChatCompletion(
+        return {
             **identity_of(answer.record, COMPLETION_PREFIX),
-            choices=[_choice(index, c) for index, c in enumerate(answer.returned)],
-            usage=usage_view(answer),
-            bond=bond_view(answer, return_candidates=self._return_candidates),
-        )
+            "object": "chat.completion",
+            "choices": [_choice(index, c) for index, c in enumerate(answer.returned)],
+            "usage": usage_view(answer),
+            "bond": bond_view(answer, return_candidates=self._return_candidates),
+        }
 
     def head(self, begun: Begun) -> dict[str, Any]:
         """What every chunk begins with."""
@@ -68,43 +69,53 @@ def _chunk(
     return {
         "index": index,
         "delta": delta,
-        "logprobs": None if logprobs is None else logprobs.model_dump(),
+        "logprobs": logprobs,
         "finish_reason": finish_reason,
     }
 
 
 def _choice(index: int, candidate: Candidate) -> Choice:
     completion = candidate.completion
-    calls = [AnswerToolCall.model_validate(call.as_dict()) for call in completion.tool_calls]
-    return Choice(
-        index=index,
-        message=AnswerMessage(
-            content=None if calls and not completion.text else completion.text,
-            tool_calls=calls or None,
-            reasoning=completion.reasoning or None,
-        ),
-        logprobs=_logprobs(completion.details),
-        finish_reason=completion.finish_reason,
-    )
+    calls = completion.tool_calls
+    message: AnswerMessage = {
+        "role": "assistant",
+        "content": None if calls and not completion.text else completion.text,
+        "refusal": None,
+    }
+    if calls:
+        message["tool_calls"] = [_call(call) for call in calls]
+    if completion.reasoning:
+        message["reasoning"] = completion.reasoning
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": _logprobs(completion.details),
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def _call(call: ToolCall) -> AnswerToolCall:
+    function: AnswerFunction = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _logprobs(details: tuple[TokenDetail, ...]) -> ChoiceLogprobs | None:
     if not details:
         return None
-    return ChoiceLogprobs(
-        content=[
-            TokenLogprob(
-                token=detail.token,
-                logprob=detail.logprob,
-                bytes=_bytes(detail.token),
-                top_logprobs=[
-                    TopLogprob(token=other.token, logprob=other.logprob, bytes=_bytes(other.token))
-                    for other in detail.top
-                ],
-            )
+    return {
+        "content": [
+            {
+                **_logprob(detail.token, detail.logprob),
+                "top_logprobs": [_logprob(other.token, other.logprob) for other in detail.top],
+            }
             for detail in details
-        ]
-    )
+        ],
+        "refusal": None,
+    }
+
+
+def _logprob(token: str, logprob: float) -> TopLogprob:
+    return {"token": token, "logprob": logprob, "bytes": _bytes(token)}
 
 
 def _bytes(token: str) -> list[int]:

@@ -1,14 +1,13 @@
 """A streamed answer as server-sent events, in the order that clients expect."""
 
-import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from pydantic import BaseModel
-
+from bond_core.json_text import dump_json
 from bond_core.types import Completion, TextDelta
 from bond_server.forms.answer import bond_view, usage_view
+from bond_server.schemas.completion import ChatCompletion, TextCompletion
 from bond_server.services.generation import Answer, Begun
 
 DONE = "[DONE]"
@@ -17,7 +16,7 @@ DONE = "[DONE]"
 class Form(Protocol):
     """A dialect's way to tell an answer."""
 
-    def whole(self, answer: Answer) -> BaseModel:
+    def whole(self, answer: Answer) -> ChatCompletion | TextCompletion:
         """The answer in one piece."""
         ...
 
@@ -53,7 +52,7 @@ async def events(
     head = form.head(begun) | ({"usage": None} if wants_usage else {})
 
     def chunk(choice: dict[str, Any], **more: Any) -> str:
-        return json.dumps(head | {"choices": [choice]} | more, ensure_ascii=False)
+        return dump_json(head | {"choices": [choice]} | more)
 
     opened = False
     async with aclosing(parts):
@@ -67,12 +66,11 @@ async def events(
                 continue
             for choice in () if opened else buffered(form, part):
                 yield chunk(choice)
-            bond = bond_view(part, return_candidates=return_candidates).model_dump(mode="json")
+            bond = bond_view(part, return_candidates=return_candidates)
             for index, candidate in enumerate(part.returned):
                 yield chunk(form.closing(index, candidate.completion), bond=bond)
             if wants_usage:
-                usage = usage_view(part).model_dump(mode="json")
-                yield json.dumps(head | {"choices": [], "usage": usage})
+                yield dump_json(head | {"choices": [], "usage": usage_view(part)})
     yield DONE
 
 

@@ -1,10 +1,10 @@
 """Answers to several prompts of one request: choices in the order of the prompts, `n` for each."""
 
-import json
 import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from bond_core.json_text import dump_json
 from bond_server.forms.answer import (
     COST_HEADER,
     answer_headers,
@@ -20,7 +20,6 @@ from bond_server.ids import TEXT_COMPLETION_PREFIX
 from bond_server.schemas.completion import (
     BondUsage,
     PromptAnswer,
-    TextBondAnswer,
     TextCompletion,
     Usage,
 )
@@ -34,40 +33,42 @@ def whole_of(answers: Sequence[Answer], *, return_candidates: bool) -> TextCompl
     """
     first = answers[0]
     views = [bond_view(answer, return_candidates=return_candidates) for answer in answers]
-    prompts = [
-        PromptAnswer.model_construct(
-            **dict(view), id=TEXT_COMPLETION_PREFIX + answer.record.id, usage=usage_view(answer)
-        )
+    prompts: list[PromptAnswer] = [
+        {**view, "id": TEXT_COMPLETION_PREFIX + answer.record.id, "usage": usage_view(answer)}
         for view, answer in zip(views, answers, strict=True)
     ]
-    return TextCompletion(
+    return {
         **identity_of(first.record, TEXT_COMPLETION_PREFIX),
-        choices=[
+        "object": "text_completion",
+        "choices": [
             text_choice(index, candidate)
             for position, answer in enumerate(answers)
             for index, candidate in enumerate(answer.returned, position * answer.record.n)
         ],
-        usage=usage_of(answers),
-        bond=TextBondAnswer.model_construct(**dict(views[0]), prompts=prompts),
-    )
+        "usage": usage_of(answers),
+        "bond": {**views[0], "prompts": prompts},
+    }
 
 
 def usage_of(answers: Sequence[Answer]) -> Usage:
     """The tokens of all answers together."""
     usages = [usage_view(answer) for answer in answers]
-    return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        completion_tokens=sum(usage.completion_tokens for usage in usages),
-        total_tokens=sum(usage.total_tokens for usage in usages),
-        bond=BondUsage(
-            n=sum(usage.bond.n for usage in usages),
-            ended=sum(usage.bond.ended for usage in usages),
-            chosen_completion_tokens=sum(u.bond.chosen_completion_tokens for u in usages),
-            cut_completion_tokens=sum(u.bond.cut_completion_tokens for u in usages),
-            reward_tokens=sum(usage.bond.reward_tokens for usage in usages),
-            cost_usd=cost_of(answers),
-        ),
-    )
+    made = [usage["bond"] for usage in usages]
+    bond: BondUsage = {
+        "n": sum(one["n"] for one in made),
+        "ended": sum(one["ended"] for one in made),
+        "chosen_completion_tokens": sum(one["chosen_completion_tokens"] for one in made),
+        "cut_completion_tokens": sum(one["cut_completion_tokens"] for one in made),
+        "reward_tokens": sum(one["reward_tokens"] for one in made),
+    }
+    if (cost_usd := cost_of(answers)) is not None:
+        bond["cost_usd"] = cost_usd
+    return {
+        "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
+        "completion_tokens": sum(usage["completion_tokens"] for usage in usages),
+        "total_tokens": sum(usage["total_tokens"] for usage in usages),
+        "bond": bond,
+    }
 
 
 def cost_of(answers: Sequence[Answer]) -> float | None:
@@ -111,17 +112,17 @@ async def events_of(
     head = form.head(begun[0]) | ({"usage": None} if wants_usage else {})
 
     def chunk(choice: dict[str, Any], **more: Any) -> str:
-        return json.dumps(head | {"choices": [choice]} | more, ensure_ascii=False)
+        return dump_json(head | {"choices": [choice]} | more)
 
     told: list[Answer] = []
     async for answer in answers:
         first = len(told) * answer.record.n
         for choice in buffered(form, answer, first):
             yield chunk(choice)
-        bond = bond_view(answer, return_candidates=return_candidates).model_dump(mode="json")
+        bond = bond_view(answer, return_candidates=return_candidates)
         for index, candidate in enumerate(answer.returned, first):
             yield chunk(form.closing(index, candidate.completion), bond=bond)
         told.append(answer)
     if wants_usage:
-        yield json.dumps(head | {"choices": [], "usage": usage_of(told).model_dump(mode="json")})
+        yield dump_json(head | {"choices": [], "usage": usage_of(told)})
     yield DONE

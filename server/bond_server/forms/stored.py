@@ -17,20 +17,21 @@ _FORM = ChatForm(return_candidates=False)
 def stored_view(record: CompletionRecord) -> StoredCompletion:
     """The completion as it was answered, with what was asked for."""
     params = record.params
-    return StoredCompletion(
-        **_FORM.whole(_answer(record)).model_dump(),
-        request_id=record.id,
-        metadata=dict(record.origin.metadata),
-        input_user=record.origin.user,
-        temperature=params.temperature,
-        top_p=params.top_p,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        seed=params.seed,
-        tools=params.further.get("tools"),
-        tool_choice=params.further.get("tool_choice"),
-        response_format=params.further.get("response_format"),
-    )
+    return {
+        **_FORM.whole(_answer(record)),
+        "request_id": record.id,
+        "metadata": dict(record.origin.metadata),
+        "input_user": record.origin.user,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "seed": params.seed,
+        "tools": params.further.get("tools"),
+        "tool_choice": params.further.get("tool_choice"),
+        "response_format": params.further.get("response_format"),
+        "service_tier": "default",
+    }
 
 
 def stored_messages(record: CompletionRecord) -> list[StoredMessage]:

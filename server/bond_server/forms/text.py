@@ -8,7 +8,6 @@ from bond_core.types import Candidate, Completion, TextDelta, TokenDetail
 from bond_server.forms.answer import bond_view, identity_of, usage_view
 from bond_server.ids import TEXT_COMPLETION_PREFIX
 from bond_server.schemas.completion import (
-    TextBondAnswer,
     TextChoice,
     TextCompletion,
     TextLogprobs,
@@ -25,14 +24,13 @@ class TextForm:
 
     def whole(self, answer: Answer) -> TextCompletion:
         """The answer in one piece."""
-        return TextCompletion(
+        return {
             **identity_of(answer.record, TEXT_COMPLETION_PREFIX),
-            choices=[text_choice(index, c) for index, c in enumerate(answer.returned)],
-            usage=usage_view(answer),
-            bond=TextBondAnswer.model_construct(
-                **dict(bond_view(answer, return_candidates=self._return_candidates))
-            ),
-        )
+            "object": "text_completion",
+            "choices": [text_choice(index, c) for index, c in enumerate(answer.returned)],
+            "usage": usage_view(answer),
+            "bond": {**bond_view(answer, return_candidates=self._return_candidates)},
+        }
 
     def head(self, begun: Begun) -> dict[str, Any]:
         """What every chunk begins with."""
@@ -51,7 +49,7 @@ class TextForm:
         return {
             "index": index,
             "text": delta.text,
-            "logprobs": None if logprobs is None else logprobs.model_dump(),
+            "logprobs": logprobs,
             "finish_reason": None,
         }
 
@@ -68,12 +66,12 @@ class TextForm:
 def text_choice(index: int, candidate: Candidate) -> TextChoice:
     """A returned continuation."""
     completion = candidate.completion
-    return TextChoice(
-        index=index,
-        text=completion.text,
-        logprobs=_logprobs(completion.details, 0),
-        finish_reason=completion.finish_reason,
-    )
+    return {
+        "index": index,
+        "text": completion.text,
+        "logprobs": _logprobs(completion.details, 0),
+        "finish_reason": completion.finish_reason,
+    }
 
 
 def _logprobs(details: Sequence[TokenDetail], offset: int) -> TextLogprobs | None:
@@ -84,9 +82,9 @@ def _logprobs(details: Sequence[TokenDetail], offset: int) -> TextLogprobs | Non
     for detail in details:
         offsets.append(offset)
         offset += len(detail.token)
-    return TextLogprobs(
-        tokens=[detail.token for detail in details],
-        token_logprobs=[detail.logprob for detail in details],
-        top_logprobs=[{other.token: other.logprob for other in d.top} for d in details],
-        text_offset=offsets,
-    )
+    return {
+        "tokens": [detail.token for detail in details],
+        "token_logprobs": [detail.logprob for detail in details],
+        "top_logprobs": [{other.token: other.logprob for other in d.top} for d in details],
+        "text_offset": offsets,
+    }

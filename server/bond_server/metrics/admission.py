@@ -4,7 +4,8 @@ from bond_server.metrics.instruments import Instruments
 
 
 class AdmissionMetrics:
-    """What the queue holds and refuses; a row is a candidate."""
+    """What the queue holds and refuses; a row is a candidate. Gauges are asked when they are
+    looked at, which is far less often than they change."""
 
     def __init__(self, make: Instruments) -> None:
         self.in_flight = make.gauge("in_flight_requests", "Requests being answered.")

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from bond_core.errors import InvalidRequestError
+from bond_core.json_text import dump_json_bytes
 from bond_core.store.settlement import KeptAnswer
 from bond_core.types import TextDelta
 from bond_server.access.bounded_body import refuse_too_many
@@ -147,8 +148,7 @@ async def _whole(
     form, claim = _form_of(body), begun.ask.claim
 
     async def render(answer: Answer) -> KeptAnswer:
-        text = form.whole(answer).model_dump_json()
-        return KeptAnswer(text.encode(), JSON, answer_headers(answer))
+        return KeptAnswer(dump_json_bytes(form.whole(answer)), JSON, answer_headers(answer))
 
     if claim is not None:
         claim.render = render

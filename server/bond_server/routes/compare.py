@@ -5,6 +5,7 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 
 from bond_core.errors import InvalidRequestError, UnknownModelError
+from bond_core.json_text import dump_json
 from bond_core.types import Arm
 from bond_server.deps import ContextDep, GatewayDep
 from bond_server.forms.comparison import comparison_view
@@ -50,7 +51,7 @@ async def compare(
     if compared is None:
         return Response(status_code=CLIENT_CLOSED)
     view = comparison_view(compared, body.arms, model)
-    return Response(view.model_dump_json(), media_type="application/json")
+    return Response(dump_json(view), media_type="application/json")
 
 
 async def _target(gateway: Gateway, index: int, selector: str) -> Target:

@@ -10,6 +10,7 @@ from functools import partial
 from fastapi import Request, Response
 
 from bond_core.errors import InvalidRequestError, PromptTooLongError
+from bond_core.json_text import dump_json
 from bond_core.types import Message
 from bond_server.access.bounded_body import refuse_too_many
 from bond_server.errors import error_event
@@ -59,7 +60,7 @@ async def respond_to_each(
         return Response(status_code=CLIENT_CLOSED)
     whole = whole_of(answers, return_candidates=body.bond.return_candidates)
     headers = {**whole_headers(answers), **headers_of(begun)}
-    return Response(whole.model_dump_json(), headers=headers, media_type="application/json")
+    return Response(dump_json(whole), headers=headers, media_type="application/json")
 
 
 def _of_prompt(ask: Ask, position: int, messages: Sequence[Message]) -> Ask:

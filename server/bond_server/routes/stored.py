@@ -47,8 +47,8 @@ async def list_completions(
     data = [stored_view(record) for record in records]
     return StoredList(
         data=data,
-        first_id=data[0].id if data else None,
-        last_id=data[-1].id if data else None,
+        first_id=data[0]["id"] if data else None,
+        last_id=data[-1]["id"] if data else None,
         has_more=has_more,
     )
 

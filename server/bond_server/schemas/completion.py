@@ -1,17 +1,20 @@
-"""Answers in OpenAI's chat-completions dialect, with the `bond` object."""
+"""Answers in OpenAI's chat-completions dialect, with the `bond` object.
 
-from typing import Literal
+They are dictionaries whose keys are typed, not models: what is in them is ours and checked before
+it is committed, and to check it again field by field would cost every answer more than to write it
+as JSON. The tests hold real answers against these types. A field that need not be there is absent
+where it says nothing.
+"""
 
-from pydantic import BaseModel, Field
+from typing import Literal, NotRequired
+
+from pydantic import BaseModel
+from typing_extensions import TypedDict
 
 from bond_core.types import FinishReason
 
 
-def _is_none(value: object) -> bool:
-    return value is None
-
-
-class AnswerFunction(BaseModel):
+class AnswerFunction(TypedDict):
     """The function that a tool call names."""
 
     name: str
@@ -19,26 +22,26 @@ class AnswerFunction(BaseModel):
     """JSON, as the model wrote it."""
 
 
-class AnswerToolCall(BaseModel):
+class AnswerToolCall(TypedDict):
     """A call that the model asks for."""
 
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function"]
     function: AnswerFunction
 
 
-class AnswerMessage(BaseModel):
+class AnswerMessage(TypedDict):
     """The assistant's turn."""
 
-    role: Literal["assistant"] = "assistant"
+    role: Literal["assistant"]
     content: str | None
-    refusal: None = None
-    tool_calls: list[AnswerToolCall] | None = Field(default=None, exclude_if=_is_none)
-    reasoning: str | None = Field(default=None, exclude_if=_is_none)
+    refusal: None
+    tool_calls: NotRequired[list[AnswerToolCall]]
+    reasoning: NotRequired[str]
     """What the engine's reasoning parser took out of the answer."""
 
 
-class TopLogprob(BaseModel):
+class TopLogprob(TypedDict):
     """A token that could have been drawn."""
 
     token: str
@@ -52,23 +55,23 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
-class ChoiceLogprobs(BaseModel):
+class ChoiceLogprobs(TypedDict):
     """Log-probabilities (nats) of an answer's tokens, the end token included."""
 
     content: list[TokenLogprob]
-    refusal: None = None
+    refusal: None
 
 
-class Choice(BaseModel):
+class Choice(TypedDict):
     """One returned answer; index 0 is the best."""
 
     index: int
     message: AnswerMessage
-    logprobs: ChoiceLogprobs | None = None
+    logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
 
 
-class BondUsage(BaseModel):
+class BondUsage(TypedDict):
     """How the completion tokens came about."""
 
     n: int
@@ -82,11 +85,11 @@ class BondUsage(BaseModel):
     reward_tokens: int
     """Tokens that the scorer read to choose, prompt and answer of each distinct candidate, counted
     as the policy's."""
-    cost_usd: float | None = Field(default=None, exclude_if=_is_none)
+    cost_usd: NotRequired[float]
     """What the answer cost; only where `prices` are configured."""
 
 
-class Usage(BaseModel):
+class Usage(TypedDict):
     """Tokens. `completion_tokens` counts every candidate, returned or not, ended or cut off."""
 
     prompt_tokens: int
@@ -95,7 +98,7 @@ class Usage(BaseModel):
     bond: BondUsage
 
 
-class CandidateView(BaseModel):
+class CandidateView(TypedDict):
     """One candidate of a best-of-n selection."""
 
     index: int
@@ -105,7 +108,7 @@ class CandidateView(BaseModel):
     tokens: int
 
 
-class Timings(BaseModel):
+class Timings(TypedDict):
     """Milliseconds."""
 
     queue_ms: float
@@ -118,7 +121,7 @@ class Timings(BaseModel):
     """Everything outside engine and scorer."""
 
 
-class BondAnswer(BaseModel):
+class BondAnswer(TypedDict):
     """How the answer was made."""
 
     arm: str
@@ -129,12 +132,12 @@ class BondAnswer(BaseModel):
     best_of: int
     score: float | None
     """Of the first answer, by the scorer; null where nothing was selected."""
-    candidates: list[CandidateView] | None = None
+    candidates: list[CandidateView] | None
     """In order of drawing; only if the request sets `bond.return_candidates`."""
     timings: Timings
-    degraded: str | None = None
+    degraded: str | None
     """Why the answer is not what the strategy promises; null if it is."""
-    note: str | None = None
+    note: str | None
 
 
 class PromptAnswer(BondAnswer):
@@ -148,15 +151,15 @@ class PromptAnswer(BondAnswer):
 class TextBondAnswer(BondAnswer):
     """How the answer was made; with several prompts, the first one's."""
 
-    prompts: list[PromptAnswer] | None = Field(default=None, exclude_if=_is_none)
+    prompts: NotRequired[list[PromptAnswer]]
     """Of a request with several prompts: each one's own, in their order."""
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(TypedDict):
     """`chat.completion` with our additions."""
 
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
+    object: Literal["chat.completion"]
     created: int
     model: str
     system_fingerprint: str
@@ -165,7 +168,7 @@ class ChatCompletion(BaseModel):
     bond: BondAnswer
 
 
-class TextLogprobs(BaseModel):
+class TextLogprobs(TypedDict):
     """A list per quantity, one entry per token."""
 
     tokens: list[str]
@@ -175,21 +178,21 @@ class TextLogprobs(BaseModel):
     """Where each token begins in the text, in characters."""
 
 
-class TextChoice(BaseModel):
+class TextChoice(TypedDict):
     """One returned continuation; index 0 is the best. Of several prompts, those of prompt i begin
     at index i times `n`."""
 
     index: int
     text: str
-    logprobs: TextLogprobs | None = None
+    logprobs: TextLogprobs | None
     finish_reason: FinishReason
 
 
-class TextCompletion(BaseModel):
+class TextCompletion(TypedDict):
     """`text_completion` with our additions."""
 
     id: str
-    object: Literal["text_completion"] = "text_completion"
+    object: Literal["text_completion"]
     created: int
     model: str
     system_fingerprint: str
@@ -198,7 +201,7 @@ class TextCompletion(BaseModel):
     bond: TextBondAnswer
 
 
-class ComparedArm(BaseModel):
+class ComparedArm(TypedDict):
     """One arm's answer to the prompt."""
 
     arm: str
@@ -213,19 +216,19 @@ class ComparedArm(BaseModel):
     """By the same scorer for every arm; null if scoring failed."""
     tokens: int
     """All candidates."""
-    cost_usd: float | None = Field(default=None, exclude_if=_is_none)
+    cost_usd: NotRequired[float]
     """What the answer cost; only where `prices` are configured."""
     latency_ms: float
     timings: Timings
-    degraded: str | None = None
-    note: str | None = None
+    degraded: str | None
+    note: str | None
 
 
-class Comparison(BaseModel):
+class Comparison(TypedDict):
     """One prompt, several arms side by side, in the order asked for."""
 
     id: str
-    object: Literal["bond.comparison"] = "bond.comparison"
+    object: Literal["bond.comparison"]
     created: int
     model: str
     arms: list[ComparedArm]

@@ -22,7 +22,7 @@ class StoredCompletion(ChatCompletion):
     tools: list[Any] | None
     tool_choice: Any | None
     response_format: Any | None
-    service_tier: Literal["default"] = "default"
+    service_tier: Literal["default"]
 
 
 class StoredList(BaseModel):

@@ -19,6 +19,8 @@ class Accounting:
         self._recording = recording
         self._metrics = metrics
         self._background = background
+        self._in_flight = 0
+        metrics.admission.in_flight.set_function(lambda: self._in_flight)
 
     def of(self, draft: Draft, reserved: int) -> "_Accounted":
         """Around the work on an answer, which counts as assigned from here on."""
@@ -28,11 +30,11 @@ class Accounting:
 
     def began(self) -> None:
         """One more is in the making."""
-        self._metrics.admission.in_flight.inc()
+        self._in_flight += 1
 
     def ended(self) -> None:
         """One less."""
-        self._metrics.admission.in_flight.dec()
+        self._in_flight -= 1
 
     def cancelled(self, draft: Draft) -> None:
         """Its client, or a shutdown, ended it."""

@@ -65,6 +65,9 @@ class Admission:
         self._patient_rows = 0
         self._held_s = 1.0
         self._ended = 0
+        metrics.admission.running_rows.set_function(lambda: self._running_rows)
+        metrics.admission.waiting_rows.set_function(lambda: self._waiting_rows)
+        metrics.admission.waiting_requests.set_function(lambda: len(self._queue))
 
     @property
     def running_rows(self) -> int:
@@ -161,7 +164,6 @@ class Admission:
 
     def _take(self, cost: int) -> None:
         self._running_rows += cost
-        self._metrics.admission.running_rows.set(self._running_rows)
 
     def _give_back(self, cost: int) -> None:
         self._take(-cost)
@@ -183,8 +185,6 @@ class Admission:
     def _count_waiting(self, waiting: _Waiting, times: int) -> None:
         self._waiting_rows += times * waiting.rows
         self._patient_rows += times * waiting.rows * waiting.patient
-        self._metrics.admission.waiting_rows.set(self._waiting_rows)
-        self._metrics.admission.waiting_requests.set(len(self._queue))
 
     def _refused_by_queue(self) -> OverloadedError:
         return self._refused(

@@ -60,6 +60,7 @@ class AfterAnswer:
         self._pending: set[str] = set()
         self._tried: set[str] = set()
         self._settled = 0
+        metrics.follow_up.queue.set_function(self._queue.qsize)
 
     def expect(self, id_: str) -> None:
         """Announce a row that is about to be committed, so that no sweep takes it first."""
@@ -77,8 +78,6 @@ class AfterAnswer:
         except asyncio.QueueFull:
             self._metrics.follow_up.postponed.inc()
             self.forget(record.id)
-            return
-        self._metrics.follow_up.queue.set(self._queue.qsize())
 
     async def run(self) -> None:
         """Measure queued rows for ever; a batch that fails is logged and left to the sweep."""
@@ -98,7 +97,6 @@ class AfterAnswer:
                 for record in batch:
                     self._pending.discard(record.id)
                     self._queue.task_done()
-                self._metrics.follow_up.queue.set(self._queue.qsize())
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until the queue is empty, at most so long; the rest is left to the next sweep."""

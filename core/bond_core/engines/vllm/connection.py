@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import aiohttp
 from yarl import URL
@@ -15,7 +15,7 @@ from bond_core.errors import (
     InvalidRequestError,
     QuotingError,
 )
-from bond_core.json_text import dump_json, load_json
+from bond_core.json_text import dump_json_bytes, load_json
 from bond_core.trace_context import TRACE_HEADERS
 
 KEPT_IDLE_S = 2.0
@@ -94,7 +94,7 @@ class Connection:
 
     async def events(self, path: str, body: object) -> AsyncGenerator[str]:
         """The data of each server-sent event, without the closing `[DONE]`."""
-        async with self._sent("POST", path, body, None) as response:
+        with _Held(await self._sent("POST", path, body, None)) as response:
             try:
                 async for line in _lines(response.content):
                     if line == "data: [DONE]":
@@ -130,37 +130,31 @@ class Connection:
         )
 
     async def _read(self, method: str, path: str, body: object, timeout_s: float | None) -> Any:
-        async with self._sent(method, path, body, timeout_s) as response:
+        with _Held(await self._sent(method, path, body, timeout_s)) as response:
             try:
                 content = await response.read()
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 raise self._away(error, reached=True) from error
         return _parsed(content)
 
-    @asynccontextmanager
     async def _sent(
         self, method: str, path: str, body: object, timeout_s: float | None
-    ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """An answer with a good status, its body not read yet."""
+    ) -> aiohttp.ClientResponse:
+        """An answer with a good status, its body not read yet, for its caller to hold."""
         options: dict[str, Any] = {}
         headers: Mapping[str, str] = TRACE_HEADERS.get() or {}
         if body is not None:
-            options["data"] = dump_json(body).encode()
+            options["data"] = dump_json_bytes(body)
             headers = {**_JSON, **headers}
         if headers:
             options["headers"] = headers
         if timeout_s is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=timeout_s)
         response = await self._answered(method, path, options)
-        try:
-            if response.status >= 400:
+        if response.status >= 400:
+            with _Held(response):
                 await self._refuse(path, response)
-            yield response
-        except BaseException:
-            response.close()  # not released: vLLM sees the end of the connection and aborts
-            raise
-        finally:
-            response.release()
+        return response
 
     async def _answered(
         self, method: str, path: str, options: dict[str, Any]
@@ -187,7 +181,7 @@ class Connection:
             address = self._addresses[path] = URL(self.url + path)
         return address
 
-    async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> None:
+    async def _refuse(self, path: str, response: aiohttp.ClientResponse) -> NoReturn:
         try:
             body = _parsed(await response.read())
         except (aiohttp.ClientError, TimeoutError, ValueError):
@@ -210,6 +204,30 @@ class Connection:
         # what cannot be parsed is quoted; what the system says of a socket is its own
         loggable = told + (str(error) or kind) if isinstance(error, OSError) else told + kind
         return AwayError(told + (str(error) or kind), reached=reached, loggable=loggable)
+
+
+class _Held:
+    """A response while it is read; one that is not read to its end is closed, not released: vLLM
+    sees the end of the connection and aborts. A class, as a generator would cost each request
+    several times as much."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    def __enter__(self) -> aiohttp.ClientResponse:
+        return self._response
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._response.close()
+        self._response.release()
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[str]:

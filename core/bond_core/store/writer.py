@@ -77,20 +77,26 @@ class GroupCommit(Generic[Item, Result]):
                 f"the store is behind: {self._max_waiting} rows wait to be committed "
                 "(store.queue_rows); check the disk or the database's load"
             )
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Result] = loop.create_future()
         number = next(self._numbers)
         self._waiting[number] = (item, answer)
         self._wake.set()
+        late = loop.call_later(self._timeout_s, self._give_up, answer)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await answer
-        except TimeoutError:
-            raise StoreUnavailableError(
-                f"the store did not commit within {self._timeout_s:g} s (store.commit_timeout_s); "
-                "check the disk or the database's load"
-            ) from None
+            return await answer
         finally:
+            late.cancel()
             self._waiting.pop(number, None)  # given up, so its memory is given back
+
+    def _give_up(self, answer: asyncio.Future[Result]) -> None:
+        if not answer.done():
+            answer.set_exception(
+                StoreUnavailableError(
+                    f"the store did not commit within {self._timeout_s:g} s "
+                    "(store.commit_timeout_s); check the disk or the database's load"
+                )
+            )
 
     async def close(self) -> None:
         """Commit what waits, refuse what comes."""

@@ -21,7 +21,7 @@ from bond_server.forms.events import Form, events
 from bond_server.forms.text import TextForm
 from bond_server.gateway import Gateway
 from bond_server.routes.disconnect import CLIENT_CLOSED, until_disconnect
-from bond_server.routes.once import kept_parts, once, origin_of
+from bond_server.routes.once import UNIT_HEADER, kept_parts, once, origin_of
 from bond_server.schemas.openai import (
     AnswerBody,
     ConversationBody,
@@ -35,7 +35,6 @@ from bond_server.services.idempotency import Claim
 from bond_server.sse import EventStream, transcript
 
 Prompted = ConversationBody | TextCompletionRequest
-UNIT_HEADER = "x-bond-unit"
 MAX_UNIT_CHARACTERS = 512
 JSON = "application/json"
 
@@ -137,7 +136,7 @@ async def full_ask(
         n=body.n,
         best_of=body.best_of,
         deadline_s=None if body.bond.deadline_ms is None else body.bond.deadline_ms / 1000,
-        origin=await origin_of(body, request, request.headers.get(UNIT_HEADER, "")),
+        origin=await origin_of(body, request),
     )
     return await _as_in_earlier_attempt(ask, gateway)
 

@@ -43,6 +43,7 @@ from bond_server.services.idempotency import (
 )
 
 KEY_HEADER = "idempotency-key"
+UNIT_HEADER = "x-bond-unit"
 REPLAYED_HEADER = "x-bond-replayed"
 RETRY_HEADER = "x-stainless-retry-count"
 RETRY_AFTER_S = 1
@@ -84,14 +85,15 @@ async def once(
             return await _first(gateway, begun, answer)
 
 
-async def origin_of(body: SamplingBody, request: Request, unit_header: str) -> Origin:
+async def origin_of(body: SamplingBody, request: Request) -> Origin:
     """What a request says of itself; its attempts have a digest if its client numbers them."""
     retry = request.headers.get(RETRY_HEADER, "")
     numbered = retry.isascii() and retry.isdigit() and len(retry) <= len(str(MAX_RETRY))
     digest = None
     if numbered:
         caller, path = caller_of(request), request.url.path
-        digest = attempt_digest(caller, path, unit_header, await request.body())
+        unit = request.headers.get(UNIT_HEADER, "")
+        digest = attempt_digest(caller, path, unit, await request.body())
     return Origin(
         user=body.user,
         safety_identifier=body.safety_identifier,

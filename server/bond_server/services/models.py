@@ -9,6 +9,7 @@ from bond_server.services.ask import Target
 from bond_server.services.policies import PolicyRegistry
 
 _PINNED = re.compile(r"distilled@v([0-9]{1,9})")
+_ARMS = {arm.value: Target(arm) for arm in Arm}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,8 @@ class Models:
 
 def parse_selector(selector: str) -> Target | None:
     """`reference`, `bon`, `distilled` or `distilled@vN`, whole; None for anything else."""
-    if selector in {arm.value for arm in Arm}:
-        return Target(Arm(selector))
+    if (target := _ARMS.get(selector)) is not None:
+        return target
     pinned = _PINNED.fullmatch(selector)
     if pinned is None:
         return None

@@ -125,7 +125,8 @@ def wrk(server: Server, document: Mapping[str, Any], connections: int, seconds: 
 def throughput(
     running: Mapping[str, Server], connections: int, seconds: float, rounds: int
 ) -> dict[str, Any]:
-    """Rounds over all systems in turn, and the ratios of their medians."""
+    """Rounds over all systems in turn; the ratios of their medians, and the medians of the rounds'
+    own ratios, which a machine that is now faster and now slower disturbs less."""
     found: dict[str, list[float]] = {system: [] for system in running if system != DIRECT}
     spent_ms: dict[str, list[float]] = {system: [] for system in found}
     for system, server in running.items():
@@ -155,35 +156,49 @@ def throughput(
         "direct_per_second": wrk(running[DIRECT], body_for(DIRECT), connections, 2),
         "medians": {system: round(value, 1) for system, value in medians.items()},
         "ratios": {name: round(value, 3) for name, value in ratios.items()},
+        "round_ratios": {
+            f"bondserve/{system}": round(
+                statistics.median(
+                    ours / theirs for ours, theirs in zip(found[BOND], found[system], strict=True)
+                ),
+                3,
+            )
+            for system in others
+        },
     }
 
 
 async def added_latency(
     running: Mapping[str, Server], rounds: int = 7, each: int = 25
 ) -> dict[str, Any]:
-    """Milliseconds that each system adds, one request at a time, alternating with direct ones."""
+    """Milliseconds that each system adds, one request at a time, alternating with direct ones;
+    the systems take turns round by round."""
     clients = {s: LoadClient("127.0.0.1", server.port) for s, server in running.items()}
     requests = {s: client.body(PATH, body_for(s)) for s, client in clients.items()}
+    systems = [system for system in running if system != DIRECT]
     for system, client in clients.items():
         for _ in range(100):
             await client.ask(requests[system])
-    medians: dict[str, list[float]] = {system: [] for system in running}
+    medians: dict[str, list[tuple[float, float]]] = {system: [] for system in systems}
     for _ in range(rounds):
-        seconds: dict[str, list[float]] = {system: [] for system in running}
-        for _ in range(each):
-            for system, client in clients.items():
-                seconds[system].append(await _one(client, requests[system]))
-        for system, values in seconds.items():
-            medians[system].append(1000 * statistics.median(values))
+        for system in systems:
+            seconds: dict[str, list[float]] = {DIRECT: [], system: []}
+            for _ in range(each):
+                for one, values in seconds.items():
+                    values.append(await _one(clients[one], requests[one]))
+            direct, through = (1000 * statistics.median(values) for values in seconds.values())
+            medians[system].append((direct, through))
     for client in clients.values():
         client.close()
-    added = {
-        system: [ours - direct for ours, direct in zip(values, medians[DIRECT], strict=True)]
-        for system, values in medians.items()
-        if system != DIRECT
-    }
+    added = {s: [through - direct for direct, through in pairs] for s, pairs in medians.items()}
     return {
-        "round_medians_ms": {s: [round(v, 4) for v in values] for s, values in medians.items()},
+        "round_medians_ms": {
+            system: {
+                "direct": [round(direct, 4) for direct, _ in pairs],
+                "through": [round(through, 4) for _, through in pairs],
+            }
+            for system, pairs in medians.items()
+        },
         "added_ms": {s: round(statistics.median(values), 3) for s, values in added.items()},
         "added_iqr_ms": {
             s: [round(q, 3) for q in statistics.quantiles(values, n=4)[::2]]

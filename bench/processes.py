@@ -82,6 +82,27 @@ def started(
                 process.wait()
 
 
+@contextmanager
+def awake(cores: Sequence[int]) -> Iterator[None]:
+    """Keep cores from halting until the block ends, by a process on each that runs when nothing
+    else does (SCHED_IDLE).
+
+    A virtual machine's core that halts is given to others, and comes back late and with cold
+    caches: between two steps of one request that costs more than the steps do.
+    """
+    program = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile 1: pass"
+    idlers = [
+        subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", program])
+        for core in cores
+    ]
+    try:
+        yield
+    finally:
+        for idler in idlers:
+            idler.kill()
+            idler.wait()
+
+
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

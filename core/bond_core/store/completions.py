@@ -13,6 +13,7 @@ from bond_core.store.claims import Lease, claim_learnable
 from bond_core.store.database import Database, RowRefusedError, in_chunks, refused
 from bond_core.store.idempotency import settle
 from bond_core.store.keeping_tables import completion_metadata, metadata_rows
+from bond_core.store.prepared import PreparedRows
 from bond_core.store.records import Annotation, ArmSummary, CompletionRecord, Source
 from bond_core.store.rows import CompletionRows, Row, decode, decode_messages, encode, finite
 from bond_core.store.settlement import Settlement
@@ -34,10 +35,8 @@ JOINED = sa.select(
     contents.c.metadata,
 ).join_from(completions, contents)
 """What `decode` reads."""
-_insert = completions.insert()
 _insert_content = contents.insert().values(
-    # asked for by id: an insertion that returns what it numbered is built anew for each batch,
-    # and costs twice as much
+    # asked for by id: an insertion that returns what it numbered is built anew for each batch
     seq=sa.select(completions.c.seq)
     .where(completions.c.id == sa.bindparam("row_id"))
     .scalar_subquery(),
@@ -80,6 +79,9 @@ class Completions:
     ) -> None:
         self._database = database
         self._clock = clock
+        self._insert = PreparedRows(completions.insert())
+        self._insert_content = PreparedRows(_insert_content)
+        self._annotate = PreparedRows(_annotate)
         self._records = GroupCommit[CompletionRows, None](
             database,
             self._insert_rows,
@@ -143,7 +145,7 @@ class Completions:
         if not rows:
             return
         try:
-            await self._database.write(lambda connection: connection.execute(_annotate, rows))
+            await self._database.write(lambda connection: self._annotate.run(connection, rows))
         except SQLAlchemyError as error:
             raise refused(error) from error
 
@@ -289,18 +291,17 @@ class Completions:
 
     def _insert_rows(self, connection: Connection, rows: Sequence[CompletionRows]) -> list[None]:
         """The rows of both tables, and what hangs on them, in the connection's transaction."""
-        connection.execute(_insert, [row.main for row in rows])
-        connection.execute(
-            _insert_content, [{"row_id": row.main["id"], **row.content} for row in rows]
-        )
-        if described := {row.main["id"]: row for row in rows if row.content["metadata"]}:
+        self._insert.run(connection, [row.main for row in rows])
+        bulk = [{"row_id": row.main["id"], **row.content} for row in rows]
+        self._insert_content.run(connection, bulk)
+        if metadata := {row["row_id"]: row["metadata"] for row in bulk if row["metadata"]}:
             numbered = sa.select(completions.c.seq, completions.c.id).where(
-                completions.c.id.in_(described)
+                completions.c.id.in_(metadata)
             )
             pairs = [
                 pair
                 for seq, id in connection.execute(numbered)
-                for pair in metadata_rows(seq, described[id].content["metadata"])
+                for pair in metadata_rows(seq, metadata[id])
             ]
             connection.execute(completion_metadata.insert(), pairs)
         for row in rows:

@@ -91,11 +91,11 @@ def awake(cores: Sequence[int]) -> Iterator[None]:
     caches: between two steps of one request that costs more than the steps do.
     """
     program = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile 1: pass"
-    idlers = [
-        subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", program])
-        for core in cores
-    ]
+    idlers: list[subprocess.Popen[bytes]] = []
     try:
+        for core in cores:
+            command = ["taskset", "-c", str(core), sys.executable, "-c", program]
+            idlers.append(subprocess.Popen(command))
         yield
     finally:
         for idler in idlers:

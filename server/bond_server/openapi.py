@@ -91,7 +91,9 @@ def document_of(app: FastAPI) -> Document:
         schemas.pop(name, None)
     for model in (ErrorAnswer, *_STREAMS.values()):
         schema = model.model_json_schema(ref_template=_REFERENCE, mode="serialization")
-        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
+        parts = schema.pop("$defs", {})  # those of whole answers are open, and stay as they are
+        schemas |= parts | {name: schemas[name] for name in parts if name in schemas}
+        schemas[model.__name__] = schema
     components["schemas"] = dict(sorted(schemas.items()))
     components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
     for path, method, operation in _operations(document):

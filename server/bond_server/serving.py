@@ -23,9 +23,10 @@ from bond_server.http_protocol import bounded_by
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
-GC_ALLOCATIONS = 50_000
-"""Objects that may be made before the youngest are looked at. A request leaves no cycles, and those
-that are on their way have some hundreds each, which every look goes over: 15 ms for 64 of them."""
+GC_ALLOCATIONS = 10_000
+"""Objects that may be made before the youngest are looked at; a request makes some hundreds. A good
+one leaves no cycles, but one that is refused while it is read leaves some, and its body with them:
+five times as many, and bodies of the largest size held gigabytes."""
 
 
 def print_url(url: str) -> None:

@@ -5,7 +5,9 @@ import resource
 import sqlite3
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from databases import OpenStoreAt
@@ -17,6 +19,7 @@ from bond_core.errors import StoreUnavailableError
 from bond_core.store import CompletionRecord, Store
 from bond_core.store.database import Database, Work
 from bond_core.store.writer import GroupCommit
+from bond_core.types import SamplingParams
 
 
 async def test_concurrent_rows_share_commits_and_are_visible_to_others(
@@ -299,3 +302,30 @@ async def test_a_store_that_is_closed_gives_up_a_long_wait_for_a_lock(
         await asyncio.wait_for(store.database.close(), 60.0)
         with pytest.raises(StoreUnavailableError):
             await migrating
+
+
+async def test_a_value_that_cannot_be_stored_is_its_own_rows_fault(
+    database_url: str, open_store_at: OpenStoreAt
+) -> None:
+    """Whatever a type raises over it: the rows beside it are kept, and those after it."""
+    store = await open_store_at(database_url)
+    deep: dict[str, Any] = {}
+    for _ in range(900):  # more than a writer of JSON follows
+        deep = {"a": deep}
+    rows = [
+        completion("before"),
+        completion("object", params=replace(SamplingParams(), further={"a": object()})),
+        completion("deep", params=replace(SamplingParams(), further={"a": deep})),
+        completion("no text", unit=cast(str, 5)),
+        completion("behind"),
+    ]
+    outcomes = await asyncio.gather(
+        *(store.completions.record(row) for row in rows), return_exceptions=True
+    )
+    assert [outcome is None for outcome in outcomes] == [True, False, False, False, True]
+    assert all(isinstance(o, StoreUnavailableError) for o in outcomes if o is not None)
+    await store.completions.record(completion("after"))
+    kept = await store.completions.get_many([row.id for row in [*rows, completion("after")]])
+    assert [record.id for record in kept] == ["before", "behind", "after"]
+    with pytest.raises(StoreUnavailableError):
+        await store.completions.record_many(rows)

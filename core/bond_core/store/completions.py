@@ -146,7 +146,7 @@ class Completions:
             return
         try:
             await self._database.write(lambda connection: self._annotate.run(connection, rows))
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, RowRefusedError) as error:
             raise refused(error) from error
 
     async def get(self, id: str) -> CompletionRecord | None:
@@ -295,12 +295,11 @@ class Completions:
         bulk = [{"row_id": row.main["id"], **row.content} for row in rows]
         self._insert_content.run(connection, bulk)
         if metadata := {row["row_id"]: row["metadata"] for row in bulk if row["metadata"]}:
-            numbered = sa.select(completions.c.seq, completions.c.id).where(
-                completions.c.id.in_(metadata)
-            )
+            numbered = sa.select(completions.c.seq, completions.c.id)
             pairs = [
                 pair
-                for seq, id in connection.execute(numbered)
+                for chunk in in_chunks(list(metadata))
+                for seq, id in connection.execute(numbered.where(completions.c.id.in_(chunk)))
                 for pair in metadata_rows(seq, metadata[id])
             ]
             connection.execute(completion_metadata.insert(), pairs)

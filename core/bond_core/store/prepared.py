@@ -47,13 +47,13 @@ class PreparedRows:
                 tuple([row[key] if encode is None else encode(row[key]) for key, encode in values])
                 for row in rows
             ]
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever a type raises, it is of this row alone
             raise RowRefusedError(f"a value cannot be stored: {error}") from error
         connection.exec_driver_sql(self._compiled.sql, encoded)
 
 
 def _compile(statement: sa.Insert | sa.Update, dialect: Dialect, keys: Sequence[str]) -> _Compiled:
-    compiled = statement.compile(dialect=dialect, column_keys=list(keys))
+    compiled = statement.compile(dialect=dialect, column_keys=list(keys), for_executemany=True)
     assert isinstance(compiled, SQLCompiler)
     assert compiled.positiontup is not None, f"{dialect.name} has no positional parameters"
     values = tuple(

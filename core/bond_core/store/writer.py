@@ -155,7 +155,7 @@ class GroupCommit(Generic[Item, Result]):
                 try:
                     with connection.begin_nested():
                         outcomes.append(self._apply(connection, [item])[0])
-                except (SQLAlchemyError, RowRefusedError) as error:
+                except Exception as error:
                     outcomes.append(error)
             return outcomes
 
@@ -163,5 +163,5 @@ class GroupCommit(Generic[Item, Result]):
             outcomes = await self._database.write(one_by_one)
             self.commits += 1
             return outcomes
-        except (StoreUnavailableError, SQLAlchemyError) as error:
+        except Exception as error:  # nothing may end the one task that writes
             return [error] * len(items)

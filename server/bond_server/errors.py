@@ -155,6 +155,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_validation_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        _forget_frames(error)
         return _validation_error(error)
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -164,6 +165,14 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(BondError, on_bond_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """The framework's frames know the error that knows them, and with it the body: as a cycle it
+    would be kept until the collector looks, which is many bodies later."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def error_json(body: ErrorBody, status: int, headers: Mapping[str, str] | None = None) -> Response:
@@ -236,6 +245,7 @@ def _shutting_down() -> ErrorBody:
 
 def bond_error(scope: Scope, error: BondError) -> Response:
     """The answer that tells an error of ours."""
+    _forget_frames(error)
     if isinstance(error, OverloadedError):
         return overloaded(error)
     body, status = _told(scope, error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from fastapi.exceptions import RequestValidationError
 from published_adapters import challenger, publish
 from running_gateway import MODEL, MakeConfig, Run, until_state
 from served_gateway import Served, serving
@@ -278,3 +280,23 @@ async def test_an_answer_may_take_longer_than_a_head(make_config: MakeConfig) ->
         told = await told_to(served, post + HEALTH)  # and begins another request meanwhile
     assert told.startswith(b"HTTP/1.1 200 OK")
     assert b'"chat.completion"' in told
+
+
+async def test_a_refused_body_is_let_go_at_once(make_config: MakeConfig, run: Run) -> None:
+    """Not when the collector looks next, which may be a hundred bodies later."""
+    async with run(make_config()) as running:
+        client, path = running.client, "/v1/chat/completions"
+        body = b'{"messages": [' + b" " * 100_000
+        await client.post(path, content=body, headers=JSON)  # what is made once
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            error_of(await client.post(path, content=body, headers=JSON), 400)
+            gc.collect()
+            garbage = list(gc.garbage)
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert [kept for kept in garbage if isinstance(kept, RequestValidationError)] == []
